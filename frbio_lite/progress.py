@@ -1,0 +1,59 @@
+"""Progress of long work: a tqdm bar on a terminal, a plain line every ten seconds elsewhere, both on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0
+
+
+def say(message: str) -> None:
+    """Print a line for the person watching, without tearing a bar; stdout stays free for results."""
+    tqdm.write(message, file=sys.stderr)
+
+
+class Progress:
+    """`with Progress("train", total=steps, unit="step") as bar: bar.advance(1, loss=2.3)`.
+
+    Nothing shows before a second has passed, so short work stays silent.
+    """
+
+    def __init__(self, label: str, total: int | None, unit: str, initial: int = 0) -> None:
+        self.label, self.total, self.unit, self.initial, self.done = label, total, unit, initial, initial
+        self.started = self.last_line = time.monotonic()
+        self.bar: tqdm[None] | None = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, desc=label, unit=unit, initial=initial, delay=1.0, unit_scale=True,
+                            dynamic_ncols=True, leave=False, file=sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, n: int = 1, **shown: float | str) -> None:
+        """Count `n` more units; `shown` are figures put beside the rate, such as the loss."""
+        self.done += n
+        figures = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in shown.items()}
+        if self.bar is not None:
+            if figures:
+                self.bar.set_postfix(figures, refresh=False)
+            self.bar.update(n)
+            return
+        now = time.monotonic()
+        if now - self.last_line >= LINE_SECONDS:
+            self.last_line = now
+            say(self._line(now, figures))
+
+    def _line(self, now: float, figures: dict[str, str]) -> str:
+        rate = (self.done - self.initial) / max(now - self.started, 1e-9)
+        of = f"/{self.total}" if self.total else ""
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
+        extra = "".join(f", {k} {v}" for k, v in figures.items())
+        return f"{self.label}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{extra}"
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()

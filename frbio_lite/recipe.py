@@ -1,0 +1,340 @@
+"""A recipe: one YAML file that says all of a run. Loads, validates, overrides and hashes it.
+
+    recipe = load_recipe("demo", overrides=["train.tokens=200_000"])
+
+All that is wrong in a file is reported together, each with file:line and the nearest known key.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from frbio_lite.artifacts import canonical_hash
+from frbio_lite.errors import RequestError, nearest
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+Group = Literal["domain", "general"]
+Method = Literal["linear", "slerp"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Base(Section):
+    """The model to adapt: a Hub id, a directory, or `demo`, the tiny base of the embedded world."""
+
+    model: str
+    revision: str | None = None
+
+
+class Source(Section):
+    """One collection of documents: a Hub dataset, or files (a path, a directory, a glob, or `demo:PART[:COPIES]`)."""
+
+    dataset: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    text: str = "text"                      # the column that holds the text, in datasets, .jsonl and .parquet
+    document: Literal["auto", "blank-line", "line", "file"] = "auto"  # what separates documents in a .txt file
+    role: Literal["domain", "replay"] = "domain"
+    weight: Fraction | None = None          # share of the training tokens; none: all its text once; 0: measured, not trained on
+    license: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Source:
+        if (self.dataset is None) == (self.path is None):
+            raise ValueError("a source has either `dataset` (a Hub id) or `path` (files)")
+        if self.dataset is None and (self.config or self.revision):
+            raise ValueError("`config` and `revision` belong to a Hub `dataset`")
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.dataset or str(self.path)
+
+
+class Licenses(Section):
+    allow: list[str]
+
+
+class Deduplicate(Section):
+    method: Literal["none", "exact", "minhash"] = "exact"
+    threshold: Fraction = 0.8               # estimated Jaccard similarity of word n-grams
+    ngram: Positive = 5
+
+
+class Decontaminate(Section):
+    tasks: list[str]
+    ngram: Positive = 13                    # words in common with a benchmark question that drop a document
+
+
+class Corpus(Section):
+    sources: Annotated[list[Source], Field(min_length=1)]
+    licenses: Licenses
+    clean: Literal["clinical-fr", "none"] = "clinical-fr"
+    deduplicate: Deduplicate = Deduplicate()
+    decontaminate: Decontaminate | None = None
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
+    test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.01
+
+
+class Packing(Section):
+    sequence_length: Annotated[int, Field(ge=8)] = 2048
+    document_mask: bool = True              # attention stays within a document
+
+
+class Lora(Section):
+    rank: Positive = 32
+    alpha: Positive = 32
+    targets: str | list[str] = "all-linear"
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Fraction = 0.0
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+
+
+class Checkpoint(Section):
+    every_minutes: Annotated[float, Field(gt=0.0)] = 15.0
+    keep: Positive = 2
+
+
+class Train(Section):
+    method: Literal["full", "lora", "qlora"]
+    lora: Lora = Lora()
+    tokens: Positive | None = None
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    tokens_per_step: Positive
+    micro_batch_size: Positive | Literal["auto"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    activation_checkpointing: bool = False
+    optimizer: Optimizer
+    checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.tokens is None) == (self.epochs is None):
+            raise ValueError("training has either `tokens` or `epochs`")
+        return self
+
+
+class Choose(Section):
+    """The ratio with the highest gain in `maximise` among those that keep each group of `retain` above its bound, in points."""
+
+    maximise: Group = "domain"
+    retain: dict[Group, float] = {"general": -1.0}
+
+
+class Merge(Section):
+    methods: Annotated[list[Method], Field(min_length=1)] = ["slerp"]
+    ratios: Annotated[list[Fraction], Field(min_length=1)] = [0.0, 0.25, 0.5, 0.75, 1.0]
+    choose: Choose = Choose()
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"   # auto: as the base is stored
+
+    @field_validator("ratios")
+    @classmethod
+    def _with_controls(cls, ratios: list[float]) -> list[float]:
+        """0.0 (the base) and 1.0 (the adapted model) are always measured: without them there is nothing to compare with."""
+        return sorted({0.0, *ratios, 1.0})
+
+
+class Eval(Section):
+    tasks: Annotated[list[str], Field(min_length=1)]
+    shots: Annotated[int, Field(ge=0)] = 0
+    limit: Positive | None = None           # items per task and split, the first ones
+    bootstrap: Annotated[int, Field(ge=100)] = 10_000
+    retention_margin: Annotated[float, Field(ge=0.0)] = 1.0
+
+
+class Recipe(Section):
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 17
+    base: Base
+    corpus: Corpus
+    packing: Packing = Packing()
+    train: Train
+    merge: Merge = Merge()
+    eval: Eval
+
+    @model_validator(mode="after")
+    def _whole_windows(self) -> Recipe:
+        if self.train.tokens_per_step % self.packing.sequence_length:
+            raise ValueError(
+                f"train.tokens_per_step ({self.train.tokens_per_step}) must be a multiple of "
+                f"packing.sequence_length ({self.packing.sequence_length})"
+            )
+        return self
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """The named top-level parts as plain JSON values, for a stage's key and manifest."""
+        return {name: self.model_dump(mode="json")[name] for name in names}
+
+    @property
+    def hash(self) -> str:
+        return canonical_hash(self.model_dump(mode="json"))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+Place = str                                  # "file:line" or "--set KEY=VALUE"
+Path_ = tuple[str | int, ...]
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes installed with the package."""
+    folder = resources.files("frbio_lite.recipes")
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> tuple[str, str]:
+    """(text, where) of a shipped recipe's name or a recipe file. Raises RequestError when there is neither."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"the recipe {path} cannot be read: {error}") from error
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise RequestError(f"no recipe is called '{name}'{nearest(name, shipped) or '; `frbio recipes list` shows them'}")
+    return resources.files("frbio_lite.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml"
+
+
+def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The recipe of a shipped name or a file, with `KEY=VALUE` overrides. Raises RequestError with all that is wrong."""
+    value, places = _load_tree(name, ())
+    for override in overrides:
+        _apply(value, places, override)
+    try:
+        return Recipe.model_validate(value)
+    except ValidationError as error:
+        raise RequestError(" | ".join(_explain(e, places, name) for e in error.errors())) from error
+
+
+def _load_tree(name: str, chain: tuple[str, ...]) -> tuple[dict[str, Any], dict[Path_, Place]]:
+    """The plain values of a recipe and where each stands, with what it `extends` below it."""
+    if name in chain:
+        raise RequestError(f"recipes extend each other in a circle: {' → '.join((*chain, name))}")
+    text, where = recipe_text(name)
+    places: dict[Path_, Place] = {}
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = _plain(node, (), where, places)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise RequestError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(value, dict):
+        raise RequestError(f"{where}: a recipe is a mapping of keys, not {type(value).__name__}")
+    parent = value.pop("extends", None)
+    if parent is None:
+        return value, places
+    below, below_places = _load_tree(str(parent), (*chain, name))
+    return _overlay(below, value, below_places, places, ())
+
+
+def _plain(node: yaml.Node | None, path: Path_, where: str, places: dict[Path_, Place]) -> Any:
+    if node is None:
+        return None
+    places[path] = f"{where}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            here = f"{where}:{key_node.start_mark.line + 1}"
+            if key in result:
+                raise RequestError(f"{here}: '{key}' is given twice")
+            result[key] = _plain(value_node, (*path, key), where, places)
+            places[(*path, key)] = here
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(child, (*path, i), where, places) for i, child in enumerate(node.value)]
+    loader = yaml.SafeLoader("")
+    return loader.construct_object(node)
+
+
+def _overlay(
+    below: dict[str, Any], above: dict[str, Any], below_places: dict[Path_, Place], places: dict[Path_, Place], path: Path_
+) -> tuple[dict[str, Any], dict[Path_, Place]]:
+    """`above` over `below`: mappings merge key by key, anything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            merged[key], _ = _overlay(old, value, below_places, places, (*path, key))
+        else:
+            merged[key] = value
+    return merged, {**below_places, **places}
+
+
+def _apply(value: dict[str, Any], places: dict[Path_, Place], override: str) -> None:
+    """Set one dotted key, `corpus.sources.0.path=FILE`, to a YAML value."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RequestError(f"--set {override}: write KEY=VALUE, for example --set train.tokens=1_000_000")
+    parts = tuple(int(p) if p.isdigit() else p for p in key.strip().split("."))
+    try:
+        new = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"--set {override}: the value is not valid YAML") from error
+    target: Any = value
+    for i, part in enumerate(parts[:-1]):
+        try:
+            if isinstance(target, dict) and target.get(part) is None:
+                target[part] = {}
+            target = target[part]
+        except (KeyError, IndexError, TypeError) as error:
+            raise RequestError(f"--set {override}: the recipe has no {'.'.join(map(str, parts[: i + 1]))}") from error
+    last = parts[-1]
+    if isinstance(target, list) and isinstance(last, int) and last <= len(target):
+        target[last : last + 1] = [new]
+    elif isinstance(target, dict) and isinstance(last, str):
+        target[last] = new
+    else:
+        raise RequestError(f"--set {override}: the recipe has no place {key}")
+    for n in range(1, len(parts) + 1):
+        places.setdefault(parts[:n], f"--set {override}")
+    places[parts] = f"--set {override}"
+
+
+def _explain(error: Any, places: dict[Path_, Place], name: str) -> str:
+    """One pydantic error as `place: key: what is wrong`."""
+    location = tuple(p for p in error["loc"] if not (isinstance(p, str) and p.startswith(("literal[", "constrained-", "list[", "str"))))
+    where = next((places[location[:n]] for n in range(len(location), -1, -1) if location[:n] in places), name)
+    key = ".".join(map(str, location)) or "recipe"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key '{key}'{nearest(str(location[-1]), _known_keys(location[:-1]))}"
+    if error["type"] == "missing":
+        return f"{where}: '{key}' is missing"
+    got = "" if isinstance(error["input"], dict | list) or error["type"] == "value_error" else f", not {error['input']!r}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    return f"{where}: {key}: {message}{got}"
+
+
+def _known_keys(location: Path_) -> list[str]:
+    """The keys allowed at a place of the recipe."""
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        candidates += [a for c in candidates for a in getattr(c, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return [*model.model_fields, *(["extends"] if model is Recipe else [])]
