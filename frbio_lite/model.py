@@ -1,0 +1,209 @@
+"""The language model: fetch it, load it in 16 or 32 bits or NF4, attach adapters, run it over packed documents.
+
+A model is a directory with config.json, *.safetensors and a tokenizer; `fetch` makes one of a Hub id. Nothing here executes
+code that came with a model, and pickle checkpoints are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from frbio_lite import recipe
+from frbio_lite.artifacts import MANIFEST, tree_digest
+from frbio_lite.errors import RequestError
+
+Model = Any                               # a transformers causal LM, or a PeftModel around one
+Tokenizer = Any
+
+LOGITS_BYTES = 256 * 2**20                # fp32 logits held at once while computing the loss
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
+FETCHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json", *TOKENIZER_FILES)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def fetch(name: str, revision: str | None = None) -> Path:
+    """The directory of a model or adapter: `name` itself when it is one, else a snapshot of that Hub repository.
+
+    Raises RequestError when it is not there, not reachable, or holds no safetensors.
+    """
+    directory = Path(name)
+    if not directory.is_dir():
+        if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            raise RequestError(f"no model directory {name}: pass an existing directory or a Hub id such as Qwen/Qwen3-0.6B-Base")
+        directory = _snapshot(name, revision)
+    if not any(directory.glob("*.safetensors")):
+        pickled = next((p.name for pattern in PICKLES for p in directory.glob(pattern)), None)
+        detail = f"{pickled} is a pickle, which can execute code" if pickled else "it holds no *.safetensors"
+        raise RequestError(f"{name} has no safetensors weights: {detail}; convert it with `save_pretrained(safe_serialization=True)`")
+    return directory
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED)))
+    except GatedRepoError as error:
+        raise RequestError(f"{name} asks for its terms to be accepted: accept them on its Hub page, then run `hf auth login`") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise RequestError(f"the Hub has no model {name}" + (f" at revision {revision}" if revision else "")) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise RequestError(
+            f"{name} is not in the local cache and the Hub is not reachable: where there is a network run "
+            f"`hf download {name} --local-dir DIR`, bring DIR here and pass it as base.model"
+        ) from error
+
+
+def digest(directory: Path) -> str:
+    """What identifies a model's content: the commit of a Hub snapshot, else a hash of its files (weights, config, tokenizer)."""
+    if directory.parent.name == "snapshots":
+        return directory.name
+    return tree_digest(directory, skip=(MANIFEST, "log.jsonl", "README.md", ".lock"))
+
+
+def load_config(directory: Path) -> Any:
+    """The model's configuration. Raises RequestError when it is missing, broken or of an architecture transformers lacks."""
+    try:
+        return AutoConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{directory} has no usable config.json: {str(error).splitlines()[0]}") from error
+
+
+def check_positions(config: Any, sequence_length: int) -> None:
+    """Raise RequestError when a sequence would reach beyond the model's positions."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and sequence_length > limit:
+        raise RequestError(f"packing.sequence_length: {sequence_length} is beyond the model's {limit} positions: use {limit} or less")
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a model directory. Raises RequestError when there is none, or it has no end-of-text token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{directory} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+    if tokenizer.eos_token_id is None:
+        raise RequestError(f"the tokenizer of {directory} has no end-of-text token (eos_token), which separates documents")
+    return tokenizer
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy tokenizer and generation settings from one model directory to another."""
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
+
+
+def load_model(directory: Path, *, dtype: torch.dtype, device: torch.device, nf4: bool = False) -> Model:
+    """A causal LM with weights in `dtype`; with `nf4` its linear layers in 4 bits (NF4, double quantisation), head and embeddings in `dtype`.
+
+    Raises RequestError when the weights do not load.
+    """
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+    ) if nf4 else None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, local_files_only=True, attn_implementation="sdpa",
+            quantization_config=quantization, device_map={"": device} if nf4 else None,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{directory} does not load as a causal language model: {str(error).splitlines()[0]}") from error
+    return (model if nf4 else model.to(device)).eval()
+
+
+def attach_lora(model: Model, lora: recipe.Lora, seed: int) -> PeftModel:
+    """Freeze the model and add LoRA adapters (fp32, B = 0, so the model computes what it did). Raises RequestError on unknown targets."""
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, bias="none", task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise RequestError(f"train.lora.targets: {lora.targets!r} names no linear layer of this model: {str(error).splitlines()[0]}") from error
+
+
+def is_adapter(directory: Path) -> bool:
+    return (directory / "adapter_config.json").is_file()
+
+
+def read_adapter_config(directory: Path) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{directory} has no readable adapter_config.json: {error}") from error
+
+
+def load_adapter(model: Model, directory: Path) -> PeftModel:
+    """Put a saved adapter on a base, frozen. Raises RequestError when it does not belong to this base."""
+    try:
+        return PeftModel.from_pretrained(model, str(directory), local_files_only=True).eval()
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise RequestError(f"the adapter {directory} does not belong to this base: {str(error).splitlines()[0]}") from error
+
+
+def causal_lm(model: Model) -> Model:
+    """The transformers model inside a PeftModel (its adapters stay active), or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def hidden_states(model: Model, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """Last hidden states, [B, T, H] in the model's dtype, of `input_ids` [B, T] (int64), before the head.
+
+    `position_ids` [B, T] restart at 0 where a document begins; attention then stays within each document (transformers
+    reads the boundaries from the positions when there is no attention mask and no cache; tests hold it for each architecture).
+    """
+    return cast(Tensor, causal_lm(model).get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state)
+
+
+def logits(model: Model, hidden: Tensor) -> Tensor:
+    """fp32 logits [..., V] of hidden states [..., H], with the final soft-cap of the models that have one."""
+    inner = causal_lm(model)
+    scores = inner.get_output_embeddings()(hidden).float()
+    cap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
+    return cast(Tensor, torch.tanh(scores / cap) * cap if cap else scores)
+
+
+def token_losses(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in nats, fp32 [N], of hidden states [N, H] against labels [N] (int64; -100 gives 0)."""
+    return F.cross_entropy(logits(model, hidden), labels, reduction="none", ignore_index=-100)
+
+
+def summed_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the token losses of [B, T, H] hidden states and [B, T] labels; a chunk's logits are recomputed in the backward pass."""
+    rows, targets = hidden.flatten(0, 1), labels.flatten()
+    vocabulary = causal_lm(model).get_output_embeddings().weight.shape[0]
+    chunk = max(256, LOGITS_BYTES // (4 * vocabulary))
+    if rows.shape[0] <= chunk:
+        return token_losses(model, rows, targets).sum()
+    parts = [
+        checkpoint(lambda h, t: token_losses(model, h, t).sum(), h, t, use_reentrant=False)
+        for h, t in zip(rows.split(chunk), targets.split(chunk), strict=True)
+    ]
+    return cast(Tensor, torch.stack(parts).sum())
+
+
+def cache_directory() -> Path:
+    """Where what is made once for all runs is kept: $FRBIO_CACHE, or frbio_lite in the user's cache directory."""
+    if "FRBIO_CACHE" in os.environ:
+        return Path(os.environ["FRBIO_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "frbio_lite"
