@@ -46,6 +46,7 @@ class Source(Section):
     role: Literal["domain", "replay"] = "domain"
     weight: Fraction | None = None          # share of the training tokens; none: all its text once; 0: measured, not trained on
     license: str | None = None
+    limit: Positive | None = None           # read only the first documents of a large collection
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
@@ -306,7 +307,9 @@ def _apply(value: dict[str, Any], places: dict[Path_, Place], override: str) -> 
         target[last] = new
     else:
         raise RequestError(f"--set {override}: the recipe has no place {key}")
-    for n in range(1, len(parts) + 1):
+    for below in [p for p in places if p[: len(parts)] == parts]:
+        del places[below]
+    for n in range(1, len(parts)):
         places.setdefault(parts[:n], f"--set {override}")
     places[parts] = f"--set {override}"
 

@@ -1,0 +1,261 @@
+"""A recipe's stages in order, each skipped when its artifact was made from the same inputs.
+
+    run(load_recipe("demo"), Path("runs/demo"))      →  runs/demo/{corpus,packed,train,ablation,merge,eval,report}
+
+Each stage's key hashes the parts of the recipe it reads and the digests of its parents, so a change reruns what depends on it
+and nothing else, and whatever interrupts a run, the next call goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from frbio_lite import corpus, evaluate, merge, model, packing
+from frbio_lite.ablate import ablate
+from frbio_lite.artifacts import Kind, canonical_hash, is_current, locked, read_manifest, require_space, write_text, writing
+from frbio_lite.demo.base import write_untrained
+from frbio_lite.device import peak_memory, pick_device, pick_dtype
+from frbio_lite.errors import RequestError
+from frbio_lite.progress import say
+from frbio_lite.recipe import Eval, Merge, Recipe, load_recipe
+from frbio_lite.report import write_report
+from frbio_lite.train import LOG, train
+
+STAGES = ("corpus", "packed", "train", "ablation", "merge", "eval", "report")
+DEMO, DEMO_UNTRAINED = "demo", "demo-untrained"
+RECIPE_FILE = "recipe.yaml"
+
+
+def locate(name: str, revision: str | None = None) -> Path:
+    """The directory of a model: a directory, a Hub id, or the embedded world's tiny base, trained the first time it is asked for."""
+    if name == DEMO_UNTRAINED:
+        place = model.cache_directory() / DEMO_UNTRAINED
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        write_untrained(place)
+        return place
+    if name == DEMO:
+        recipe = load_recipe("demo-base")
+        say("the embedded world's base model: trained once, then kept")
+        return run(recipe, model.cache_directory() / DEMO, until="train") / "train"
+    return model.fetch(name, revision)
+
+
+def make(
+    directory: Path,
+    kind: Kind,
+    work: Callable[[Path], Mapping[str, Any]],
+    *,
+    settings: Mapping[str, Any],
+    parents: Mapping[str, str],
+    seed: int = 0,
+    recipe_hash: str = "",
+    resumable: bool = False,
+    measured: tuple[str, ...] = (),
+) -> str:
+    """Make the artifact with `work`, unless it is there already; return its digest, what a child records as its parent."""
+    key = canonical_hash({"kind": kind, "settings": dict(settings), "parents": dict(parents), "seed": seed})
+    if is_current(directory, kind, key):
+        say(f"{directory.name}: up to date")
+        return read_manifest(directory, kind).digest
+    say(f"{directory.name}: …")
+    began = time.monotonic()
+    with writing(directory, kind, key, settings=settings, parents=parents, seed=seed, recipe_hash=recipe_hash,
+                 resumable=resumable, measured=measured) as artifact:
+        figures = dict(work(artifact.path))
+        seconds = time.monotonic() - began
+        artifact.figures = {**figures, "stage_seconds": seconds, "stage_peak_memory_bytes": peak_memory(pick_device())}
+    say(f"{directory.name}: done in {seconds:.1f} s")
+    return read_manifest(directory, kind).digest
+
+
+def run(recipe: Recipe, out: Path, *, until: str = "report", fresh: bool = False, data: Path | None = None) -> Path:
+    """Run a recipe's stages up to `until` in the run directory `out`, and return it.
+
+    `data` holds local copies of benchmark data. Raises RequestError for what cannot be run, before any long work.
+    """
+    with locked(out):
+        stages = _Stages(recipe, out, data)
+        if fresh:
+            for name in STAGES:
+                shutil.rmtree(out / name, ignore_errors=True)
+                shutil.rmtree(out / f"{name}.partial", ignore_errors=True)
+        stages.check()
+        write_text(out / RECIPE_FILE, recipe.to_yaml())
+        for name in STAGES[: STAGES.index(until) + 1]:
+            getattr(stages, name)()
+    return out
+
+
+class _Stages:
+    """One method per stage; each brings its artifact up to date and remembers its digest for those that follow."""
+
+    def __init__(self, recipe: Recipe, out: Path, data: Path | None) -> None:
+        self.recipe, self.out, self.data = recipe, out, data
+        self.digests: dict[str, str] = {}
+        self.base = locate(recipe.base.model, recipe.base.revision)
+        self.tasks = evaluate.load_tasks(recipe.eval.tasks)
+
+    @cached_property
+    def base_digest(self) -> str:
+        return model.digest(self.base)
+
+    def check(self) -> None:
+        """Everything that can be refused before the first hour of work."""
+        recipe = self.recipe
+        model.check_positions(model.load_config(self.base), recipe.packing.sequence_length)
+        model.load_tokenizer(self.base)
+        self.source_digests = corpus.source_digests(recipe.corpus)
+        roles = {s.role for s in recipe.corpus.sources}
+        for task in self.tasks:
+            if task.heldout is not None and task.heldout not in roles:
+                raise RequestError(f"eval.tasks: {task.name} measures held-out {task.heldout} text, and no source has role: {task.heldout}")
+        missing = {recipe.merge.choose.maximise, *recipe.merge.choose.retain} - {t.group for t in self.tasks}
+        if missing and len(recipe.merge.ratios) > 2:
+            raise RequestError(f"merge.choose: no task of eval.tasks measures {', '.join(sorted(missing))}")
+        require_space(self.out, self._bytes_needed(), "checkpoints, trained weights and the merged model")
+
+    def _bytes_needed(self) -> int:
+        weights = sum(p.stat().st_size for p in self.base.glob("*.safetensors"))
+        if self.recipe.train.method != "full":
+            return 2 * weights
+        return weights // 2 * (12 * (self.recipe.train.checkpoint.keep + 1) + 6)  # fp32 weights and two moments per checkpoint
+
+    def _make(self, name: str, kind: Kind, work: Callable[[Path], Mapping[str, Any]], settings: Mapping[str, Any],
+              parents: Mapping[str, str], **how: Any) -> None:
+        self.digests[name] = make(self.out / name, kind, work, settings=settings, parents=parents, seed=self.recipe.seed,
+                                  recipe_hash=self.recipe.hash, **how)
+
+    def corpus(self) -> None:
+        settings = self.recipe.corpus
+        wanted = evaluate.load_tasks(settings.decontaminate.tasks) if settings.decontaminate else []
+
+        def work(place: Path) -> Mapping[str, Any]:
+            texts = evaluate.benchmark_texts(wanted, data=self.data)
+            return corpus.build_corpus(settings, self.recipe.seed, place, texts)
+
+        self._make("corpus", "Documents", work, self.recipe.section("corpus"), self.source_digests)
+
+    def packed(self) -> None:
+        def work(place: Path) -> Mapping[str, Any]:
+            tokenizer = model.load_tokenizer(self.base)
+            return packing.pack(self.out / "corpus", tokenizer, self.recipe.packing, self.recipe.corpus.sources, self.recipe.seed, place)
+
+        weights = {"weights": [s.weight for s in self.recipe.corpus.sources]}
+        self._make("packed", "PackedTokens", work, {**self.recipe.section("packing"), **weights},
+                   {"corpus": self.digests["corpus"], "base": self.base_digest})
+
+    def train(self) -> None:
+        def work(place: Path) -> Mapping[str, Any]:
+            return train(self.base, self.out / "packed", self.recipe.train, self.recipe.packing, self.recipe.seed, place)
+
+        self._make("train", "TrainedWeights", work, self.recipe.section("base", "train"),
+                   {"packed": self.digests["packed"], "base": self.base_digest}, resumable=True, measured=(LOG,))
+
+    def ablation(self) -> None:
+        def work(place: Path) -> Mapping[str, Any]:
+            return ablate(self.base, self.out / "train", self.recipe.merge, self.recipe.eval, self.tasks, place,
+                          documents=self.out / "corpus", data=self.data, seed=self.recipe.seed)
+
+        self._make("ablation", "Ablation", work, self.recipe.section("merge", "eval"),
+                   {name: self.digests[name] for name in ("train", "corpus")} | {"base": self.base_digest}, resumable=True)
+
+    def merge(self) -> None:
+        choice = json.loads((self.out / "ablation" / "choice.json").read_text(encoding="utf-8"))
+        settings = {"method": choice["method"], "ratio": choice["ratio"], "dtype": self.recipe.merge.dtype}
+
+        def work(place: Path) -> Mapping[str, Any]:
+            return merge.merge_models(self.base, self.out / "train", **settings, directory=place)
+
+        self._make("merge", "MergedModel", work, settings, {"train": self.digests["train"], "base": self.base_digest})
+
+    def eval(self) -> None:
+        live = model.is_adapter(self.out / "train")
+        nf4 = self.recipe.train.method == "qlora"
+        models: dict[str, tuple[Path, Path | None, bool]] = {
+            "base": (self.base, None, False),
+            "adapted": (self.base, self.out / "train", nf4) if live else (self.out / "train", None, False),
+            "merged": (self.out / "merge", None, False),
+        }
+        parents = {"base": self.base_digest, "adapted": self.digests["train"], "merged": self.digests["merge"]}
+        for name, (directory, adapter, quantized) in models.items():
+            (self.out / "eval").mkdir(exist_ok=True)
+            make(self.out / "eval" / name, "EvalResult",
+                 lambda place, d=directory, a=adapter, q=quantized, n=name: score(  # type: ignore[misc]
+                     d, a, self.tasks, self.recipe.eval, place, name=n, nf4=q, documents=self.out / "corpus", data=self.data,
+                     seed=self.recipe.seed),
+                 settings={**self.recipe.section("eval"), "nf4": quantized}, parents={"model": parents[name], "corpus": self.digests["corpus"]},
+                 seed=self.recipe.seed, recipe_hash=self.recipe.hash, resumable=True)
+
+    def report(self) -> None:
+        def work(place: Path) -> Mapping[str, Any]:
+            return write_report([self.out], place / "report.html")
+
+        digests = {f"eval-{n}": read_manifest(self.out / "eval" / n, "EvalResult").digest for n in ("base", "adapted", "merged")}
+        self._make("report", "Report", work, {"recipe": self.recipe.hash}, {**self.digests, **digests})
+        say(f"report: {self.out / 'report' / 'report.html'}")
+
+
+def score(
+    directory: Path, adapter: Path | None, tasks: list[evaluate.Task], settings: Eval, place: Path, *, name: str, seed: int,
+    nf4: bool = False, split: str = "test", documents: Path | None = None, data: Path | None = None, offline: bool = False,
+) -> Mapping[str, Any]:
+    """Load a model (and its live adapter), score it on one split, and return figures; results.json and items.jsonl go to `place`."""
+    device = pick_device()
+    tokenizer = model.load_tokenizer(directory)
+    loaded = model.load_model(directory, dtype=pick_dtype("auto", device), device=device, nf4=nf4)
+    if adapter is not None:
+        loaded = model.load_adapter(loaded, adapter)
+    rows = evaluate.evaluate(loaded, tokenizer, tasks, split, settings, place, model_name=name, documents=documents, data=data,
+                             offline=offline, seed=seed)
+    return {"rows": len(rows), "items": sum(r.items for r in rows)}
+
+
+def evaluate_model(
+    name: str, adapter: str | None, settings: Eval, out: Path, *, split: str, corpus_directory: Path | None, data: Path | None,
+    offline: bool, seed: int = 17,
+) -> Path:
+    """`frbio eval`: one model, one split, an EvalResult artifact in `out`."""
+    tasks = evaluate.load_tasks(settings.tasks)
+    directory, live = locate(name), model.fetch(adapter) if adapter else None
+    parents = {"model": model.digest(directory)} | ({"adapter": model.digest(live)} if live else {})
+    if corpus_directory is not None:
+        parents["corpus"] = read_manifest(corpus_directory, "Documents").digest
+    make(out, "EvalResult",
+         lambda place: score(directory, live, tasks, settings, place, name=name, split=split, documents=corpus_directory, data=data,
+                             offline=offline, seed=seed),
+         settings={"eval": settings.model_dump(mode="json"), "split": split}, parents=parents, seed=seed, resumable=True)
+    return out
+
+
+def merge_into(base: str, adapted: str, method: str, ratio: float, dtype: str, out: Path) -> Path:
+    """`frbio merge`: one merged model directory in `out`."""
+    base_directory, other = locate(base), model.fetch(adapted)
+    settings = {"method": method, "ratio": ratio, "dtype": dtype}
+    make(out, "MergedModel", lambda place: merge.merge_models(base_directory, other, **settings, directory=place),  # type: ignore[arg-type]
+         settings=settings, parents={"base": model.digest(base_directory), "train": model.digest(other)})
+    return out
+
+
+def ablate_ratios(
+    base: str, adapted: str, settings: Merge, eval_settings: Eval, out: Path, *, corpus_directory: Path | None, data: Path | None,
+    offline: bool, seed: int = 17,
+) -> Path:
+    """`frbio ablate`: an Ablation artifact in `out`."""
+    tasks = evaluate.load_tasks(eval_settings.tasks)
+    base_directory, other = locate(base), model.fetch(adapted)
+    parents = {"base": model.digest(base_directory), "train": model.digest(other)}
+    if corpus_directory is not None:
+        parents["corpus"] = read_manifest(corpus_directory, "Documents").digest
+    make(out, "Ablation",
+         lambda place: ablate(base_directory, other, settings, eval_settings, tasks, place, documents=corpus_directory, data=data,
+                              offline=offline, seed=seed),
+         settings={"merge": settings.model_dump(mode="json"), "eval": eval_settings.model_dump(mode="json")},
+         parents=parents, seed=seed, resumable=True)
+    return out

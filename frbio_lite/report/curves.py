@@ -1,0 +1,127 @@
+"""The charts of a run: the trade-off over the merge ratio, the loss and the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from frbio_lite.report import format as fmt
+from frbio_lite.report.charts import Frame, Line, Mark, Point, legend, line_chart, nice_ticks
+from frbio_lite.report.load import AblationScore, LoggedStep, Run
+from frbio_lite.report.verdict import group_name, mean_with_interval
+
+MOST_POINTS = 120                         # of a training curve; more steps share a point
+MOST_RATIO_LABELS = 11
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    svg: Markup
+    legend: Markup
+
+
+def trade_off(run: Run) -> list[Chart]:
+    """One chart per metric of the ablation: the mean of each group of tasks over the ratio, on validation items."""
+    scores = [row for row in run.ablation if row.split == "validation"]
+    metrics = sorted(dict.fromkeys(row.metric for row in scores), key=lambda m: m != "accuracy")
+    return [_trade_off_chart(run, metric, [row for row in scores if row.metric == metric]) for metric in metrics]
+
+
+def _trade_off_chart(run: Run, metric: str, scores: Sequence[AblationScore]) -> Chart:
+    methods = list(dict.fromkeys(row.method for row in scores))
+    groups = list(dict.fromkeys(row.group for row in scores))
+    lines = [
+        _ratio_line([r for r in scores if (r.method, r.group) == (method, group)], method, group, methods)
+        for group in groups
+        for method in methods
+    ]
+    better = "" if fmt.is_percent(metric) else " (lower is better)"
+    name = fmt.metric_name(metric).capitalize()
+    frame = Frame(
+        description=f"{name} over the merge ratio, validation items",
+        x_label="merge ratio",
+        y_text=(lambda v: f"{v:.4g}%") if fmt.is_percent(metric) else (lambda v: f"{v:.4g}"),
+        x_ticks=_ratio_ticks([row.ratio for row in scores]),
+        x_notes=((0.0, "base"), (1.0, "adapted")),
+        mark=Mark(run.choice.ratio, f"chosen: {fmt.ratio(run.choice.ratio)}") if run.choice else None,
+    )
+    return Chart(name + better, line_chart(lines, frame), legend(lines))
+
+
+def _ratio_line(rows: Sequence[AblationScore], method: str, group: str, methods: Sequence[str]) -> Line:
+    metric_scale = 100.0 if rows and fmt.is_percent(rows[0].metric) else 1.0
+    several = len(methods) > 1
+    label = group_name(group) + (f", {method}" if several else "")
+    points = []
+    for ratio in sorted({row.ratio for row in rows}):
+        here = [row for row in rows if row.ratio == ratio]
+        mean = mean_with_interval(here)
+        if mean is None:
+            continue
+        value, low, high = mean
+        span = fmt.interval(here[0].metric, low, high)
+        text = f"{label}, ratio {fmt.ratio(ratio)}: {fmt.metric_value(here[0].metric, value)}"
+        text += f" (95% interval {span})" if span else ""
+        text += f", mean of {len(here)} tasks" if len(here) > 1 else f", {here[0].task}"
+        bounds = (value if low is None else low, value if high is None else high)
+        points.append(Point(ratio, value * metric_scale, bounds[0] * metric_scale, bounds[1] * metric_scale, text))
+    tone = group if group in {"domain", "general"} else "other"
+    return Line(label, tone, tuple(points), dash=methods.index(method))
+
+
+def _ratio_ticks(ratios: Sequence[float]) -> tuple[tuple[float, str], ...]:
+    values = sorted({0.0, *ratios, 1.0})
+    if len(values) > MOST_RATIO_LABELS:
+        values = [0.0, 0.25, 0.5, 0.75, 1.0]
+    return tuple((value, f"{value:.2g}") for value in values)
+
+
+def training(run: Run) -> list[Chart]:
+    """The loss and the learning rate over the tokens seen."""
+    return [
+        chart
+        for chart in (
+            _training_chart(run.log, "Training loss", lambda e: e.loss, ".3f"),
+            _training_chart(run.log, "Learning rate", lambda e: e.learning_rate, ".3g"),
+        )
+        if chart.svg
+    ]
+
+
+def _training_chart(
+    log: Sequence[LoggedStep], name: str, value_of: Callable[[LoggedStep], float | None], style: str
+) -> Chart:
+    by_tokens = all(entry.tokens is not None for entry in log)
+    known = [(entry, value) for entry in log if (value := value_of(entry)) is not None]
+    per_point = -(-len(known) // MOST_POINTS) or 1
+    points = []
+    for start in range(0, len(known), per_point):
+        share = known[start : start + per_point]
+        values = [value for _, value in share]
+        last = share[-1][0]
+        mean = sum(values) / len(values)
+        steps = f"step {last.step}" if len(share) == 1 else f"steps {share[0][0].step}–{last.step}"
+        text = f"{name}, {steps}: {mean:{style}}"
+        text += f", {fmt.count(last.tokens)} tokens seen" if by_tokens else ""
+        x = last.tokens if by_tokens and last.tokens is not None else last.step
+        points.append(Point(float(x), mean, min(values), max(values), text))
+    xs = [p.x for p in points] or [0.0]
+    frame = Frame(
+        description=f"{name} over the {'tokens' if by_tokens else 'steps'} of training",
+        x_label="tokens seen" if by_tokens else "steps",
+        y_text=lambda v: f"{v:.4g}",
+        x_ticks=tuple((tick, _short(tick)) for tick in nice_ticks(0.0, max(xs), most=5)),
+    )
+    line = Line(name, "other", tuple(points), band=True)
+    return Chart(name, line_chart([line], frame), Markup(""))
+
+
+def _short(value: float) -> str:
+    """1.5M, 200k: a tick of tokens."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.4g}{unit}"
+    return f"{value:.4g}"

@@ -1,0 +1,240 @@
+"""What a run directory holds, read back and checked: manifests, results, the ablation, the training log, the funnel."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from frbio_lite.artifacts import MANIFEST, Kind, Manifest, read_manifest
+from frbio_lite.errors import RequestError
+
+MODELS = ("base", "adapted", "merged")
+STAGES: dict[str, Kind] = {
+    "corpus": "Documents",
+    "packed": "PackedTokens",
+    "train": "TrainedWeights",
+    "ablation": "Ablation",
+    "merge": "MergedModel",
+    **{f"eval/{model}": "EvalResult" for model in MODELS},
+}
+RECIPE = "recipe.yaml"
+
+
+def _finite_or_none(value: Any) -> Any:
+    """An empty CSV cell, and a bound or loss that is not finite, are a value that is absent."""
+    if value is None or value == "":
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+Measured = Annotated[float | None, BeforeValidator(_finite_or_none)]
+Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+
+
+class Score(BaseModel):
+    """What was measured of one task by one metric, with its 95 % interval."""
+
+    task: str
+    group: str
+    split: str
+    metric: str
+    value: Measured
+    low: Measured = None
+    high: Measured = None
+
+
+class Result(Score):
+    """A row of results.json."""
+
+    items: int
+    shots: int = 0
+
+
+class AblationScore(Score):
+    """A row of ablation.csv."""
+
+    method: str
+    ratio: Ratio
+
+
+class Rule(BaseModel):
+    maximise: str = ""
+    retain: dict[str, float] = {}
+
+
+class Candidate(BaseModel):
+    """A ratio that was tried: `gains` are points over the base, by group, on validation items."""
+
+    method: str
+    ratio: Ratio
+    gains: dict[str, Measured] = {}
+    eligible: bool
+
+
+class Choice(BaseModel):
+    method: str
+    ratio: Ratio
+    rule: Rule = Rule()
+    why: str = ""
+    candidates: list[Candidate] = []
+
+
+class LoggedStep(BaseModel):
+    """A line of log.jsonl, as far as the page shows it."""
+
+    step: int
+    tokens: int | None = None
+    loss: Measured = None
+    learning_rate: Measured = None
+
+
+class Count(BaseModel):
+    documents: int | None = None
+    words: int | None = None
+    bytes: int | None = None
+
+
+class FunnelStep(Count):
+    step: str = "?"
+    by_source: dict[str, Count] = {}
+
+
+class Funnel(BaseModel):
+    steps: list[FunnelStep] = []
+    rules: dict[str, Any] = {}
+    dropped: Any = None
+    contamination: Any = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory; what is not finished is absent from `manifests` and empty here."""
+
+    directory: Path
+    recipe_text: str
+    recipe: Mapping[str, Any]
+    manifests: Mapping[str, Manifest]
+    funnel: Funnel | None = None
+    log: tuple[LoggedStep, ...] = ()
+    ablation: tuple[AblationScore, ...] = ()
+    choice: Choice | None = None
+    results: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return text_at(self.recipe, "name") or self.directory.resolve().name
+
+    @property
+    def missing(self) -> list[str]:
+        return [stage for stage in STAGES if stage not in self.manifests]
+
+
+def text_at(value: Any, *keys: str) -> str:
+    """The text at a path of nested mappings, or an empty string where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else ""
+
+
+def load_run(directory: Path) -> Run:
+    """Read a run directory. Raises RequestError when it is none, or when a finished artifact in it is damaged."""
+    finished = {stage: kind for stage, kind in STAGES.items() if (directory / stage / MANIFEST).is_file()}
+    if not finished and not (directory / RECIPE).is_file():
+        state = "has neither recipe.yaml nor a finished stage" if directory.is_dir() else "is not a directory"
+        raise RequestError(f"{directory} is not a run: it {state}; give a directory that `frbio run --out` filled")
+    text, recipe = _read_recipe(directory / RECIPE)
+    return Run(
+        directory=directory,
+        recipe_text=text,
+        recipe=recipe,
+        manifests={stage: read_manifest(directory / stage, kind) for stage, kind in finished.items()},
+        funnel=_read_json(directory / "corpus/funnel.json", Funnel) if "corpus" in finished else None,
+        log=_read_log(directory / "train/log.jsonl") if "train" in finished else (),
+        ablation=_read_ablation(directory / "ablation/ablation.csv") if "ablation" in finished else (),
+        choice=_read_json(directory / "ablation/choice.json", Choice) if "ablation" in finished else None,
+        results={m: _read_results(directory / f"eval/{m}/results.json") for m in MODELS if f"eval/{m}" in finished},
+    )
+
+
+def _damaged(path: Path, what: object) -> RequestError:
+    return RequestError(f"{path} cannot be read ({what}): remove {path.parent} and run its stage again")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_recipe(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """The text and its mapping, all scalars as written; empty ones when the file is not there."""
+    if not path.is_file():
+        return "", {}
+    text = _read_text(path)
+    try:
+        recipe = yaml.load(text, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not valid YAML: put back the recipe that the run was made from") from error
+    if not isinstance(recipe, dict):
+        raise RequestError(f"{path} is not a recipe: it holds no mapping of keys")
+    return text, recipe
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _check(model: type[Model], value: Any, path: Path, where: str = "") -> Model:
+    try:
+        return model.model_validate(value)
+    except (ValidationError, TypeError, RecursionError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        place = ".".join(map(str, first["loc"]))
+        raise _damaged(path, f"{where}{': ' if where and place else ''}{place} {first['msg']}".strip()) from error
+
+
+def _parse(text: str, path: Path, where: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"{where} {error}".strip()) from error
+
+
+def _read_json(path: Path, model: type[Model]) -> Model:
+    return _check(model, _parse(_read_text(path), path), path)
+
+
+class _Results(BaseModel):
+    rows: list[Result]
+
+
+def _read_results(path: Path) -> tuple[Result, ...]:
+    return tuple(_read_json(path, _Results).rows)
+
+
+def _read_ablation(path: Path) -> tuple[AblationScore, ...]:
+    table = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    try:
+        return tuple(_check(AblationScore, row, path, f"line {table.line_num}") for row in table)
+    except csv.Error as error:
+        raise _damaged(path, error) from error
+
+
+def _read_log(path: Path) -> tuple[LoggedStep, ...]:
+    """The steps in order; where training resumed and wrote a step again, its last line counts."""
+    steps: dict[int, LoggedStep] = {}
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if line.strip():
+            entry = _check(LoggedStep, _parse(line, path, f"line {number}"), path, f"line {number}")
+            steps[entry.step] = entry
+    return tuple(steps[step] for step in sorted(steps))

@@ -1,0 +1,275 @@
+"""What the template shows of a run: words and formatted numbers, no markup but the charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from frbio_lite.artifacts import Manifest
+from frbio_lite.report import curves, verdict
+from frbio_lite.report import format as fmt
+from frbio_lite.report.load import MODELS, STAGES, Choice, Count, Funnel, Result, Run, text_at
+from frbio_lite.report.verdict import Comparison, group_name
+
+DEMO_BASE = "demo"
+STAGE_NAMES = {
+    "corpus": "Corpus", "packed": "Packing", "train": "Training", "ablation": "Choice of the ratio", "merge": "Merge",
+    "eval/base": "Evaluation of the base", "eval/adapted": "Evaluation of the adapted model",
+    "eval/merged": "Evaluation of the merged model",
+}
+
+
+def page(runs: Sequence[Run]) -> dict[str, Any]:
+    """The whole context of the template."""
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+    return {"title": title, "models": MODELS, "runs": [_run(run, f"run-{i}") for i, run in enumerate(runs, 1)],
+            "comparison": [_summary(run, f"run-{i}") for i, run in enumerate(runs, 1)] if len(runs) > 1 else []}
+
+
+def _run(run: Run, anchor: str) -> dict[str, Any]:
+    merge = run.manifests.get("merge")
+    train = run.manifests.get("train")
+    packed = run.manifests.get("packed")
+    return {
+        "id": anchor,
+        "name": run.name,
+        "directory": run.directory.resolve().name,
+        "base": text_at(run.recipe, "base", "model"),
+        "revision": text_at(run.recipe, "base", "revision"),
+        "demo": text_at(run.recipe, "base", "model") == DEMO_BASE,
+        "verdict": verdict.sentences(run),
+        "unmerged": verdict.describe(run, "adapted") if {"base", "adapted", "merged"} <= run.results.keys() else "",
+        "glance": _glance(run),
+        "missing": [STAGE_NAMES[stage] for stage in run.missing],
+        "notes": _notes(run),
+        "trade_off": curves.trade_off(run),
+        "ablation": _ablation(run),
+        "choice": _choice(run.choice),
+        "merge": fmt.figures({**_scalars(merge.settings, ("method", "ratio", "dtype")), **merge.figures}) if merge else [],
+        "tasks": _tasks(run),
+        "training": curves.training(run),
+        "training_figures": fmt.figures(train.figures) if train else [],
+        "lost_steps": sum(entry.loss is None for entry in run.log),
+        "corpus": _corpus(run.funnel, _sources(run)) if run.funnel else None,
+        "packing": fmt.figures({**_scalars(packed.settings, ("sequence_length",)), **packed.figures}) if packed else [],
+        "recipe": run.recipe_text,
+        "stages": [_stage(stage, run.manifests.get(stage)) for stage in STAGES],
+        "versions": _versions(run),
+    }
+
+
+def _scalars(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The named settings, wherever they stand in a stage's settings."""
+    found = {name: settings[name] for name in names if name in settings}
+    for value in settings.values():
+        if isinstance(value, Mapping):
+            found = {**_scalars(value, names), **found}
+    return found
+
+
+def _glance(run: Run) -> list[dict[str, Any]]:
+    """By group, the mean test score of each model by the group's main metric."""
+    rows = [row for model in MODELS for row in run.results.get(model, ()) if row.split == "test"]
+    lines = []
+    for group in dict.fromkeys(row.group for row in rows):
+        metric = verdict.main_metric([row for row in rows if row.group == group])
+        if metric is None:
+            continue
+        means = {model: _mean(run, model, group, metric) for model in MODELS}
+        tasks = sorted({row.task for row in rows if (row.group, row.metric) == (group, metric)})
+        lines.append({
+            "group": group_name(group),
+            "metric": fmt.metric_name(metric),
+            "tasks": tasks[0] if len(tasks) == 1 else f"mean of {len(tasks)} tasks",
+            "values": {model: fmt.metric_value(metric, mean) for model, mean in means.items()},
+        })
+    return lines
+
+
+def _mean(run: Run, model: str, group: str, metric: str) -> float | None:
+    key = (group, metric, "test")
+    mean = verdict.mean_with_interval([r for r in run.results.get(model, ()) if (r.group, r.metric, r.split) == key])
+    return mean[0] if mean else None
+
+
+def _tasks(run: Run) -> list[dict[str, Any]]:
+    """The test rows of the three models side by side, one line per task and metric."""
+    by_model = {m: {(r.task, r.metric): r for r in run.results.get(m, ()) if r.split == "test"} for m in MODELS}
+    compared = {
+        model: {(c.base.task, c.base.metric): c for c in verdict.compare(run.results.get("base", ()), run.results.get(model, ()))}
+        for model in ("adapted", "merged")
+    }
+    lines = []
+    for key in dict.fromkeys(key for rows in by_model.values() for key in rows):
+        found = [rows[key] for rows in by_model.values() if key in rows]
+        lines.append({
+            "task": key[0],
+            "group": group_name(found[0].group),
+            "metric": fmt.metric_name(key[1]),
+            "item_counts": " / ".join(dict.fromkeys(fmt.count(row.items) for row in found)),
+            "items_sort": found[0].items,
+            "shots": " / ".join(dict.fromkeys(str(row.shots) for row in found)),
+            "cells": [_cell(by_model[model].get(key)) for model in MODELS],
+            "differences": [_difference(compared[model].get(key)) for model in ("adapted", "merged")],
+        })
+    return lines
+
+
+def _cell(row: Result | None) -> dict[str, Any]:
+    if row is None or row.value is None:
+        return {"text": fmt.ABSENT, "interval": "", "sort": ""}
+    return {"text": fmt.metric_value(row.metric, row.value), "interval": fmt.interval(row.metric, row.low, row.high),
+            "sort": row.value}
+
+
+def _difference(compared: Comparison | None) -> dict[str, Any]:
+    if compared is None or compared.difference is None:
+        return {"text": fmt.ABSENT, "mark": "", "outcome": "absent", "sort": "", "note": ""}
+    if fmt.is_percent(compared.base.metric):
+        text, note = f"{fmt.signed(100 * compared.difference)} points", ""
+    else:
+        gain = compared.gain or 0.0
+        text, note = fmt.signed(compared.difference, 3), f"{abs(gain):.1f}% {'saved' if gain >= 0 else 'more'}"
+    return {"text": text, "note": note, "mark": verdict.MARKS[compared.outcome], "outcome": compared.outcome,
+            "sort": "" if compared.gain is None else compared.gain}
+
+
+def _choice(choice: Choice | None) -> dict[str, Any] | None:
+    """The rule in words and what each candidate gained, with the chosen one marked."""
+    if choice is None:
+        return None
+    bounds = " and ".join(f"{fmt.signed(bound)} points on {_in_text(g)}" for g, bound in choice.rule.retain.items())
+    rule = f"the largest gain on {_in_text(choice.rule.maximise)}" + (f", with no less than {bounds}" if bounds else "")
+    groups = list(dict.fromkeys(group for c in choice.candidates for group in c.gains))
+    return {
+        "rule": rule if choice.rule.maximise else "",
+        "groups": [group_name(group) for group in groups],
+        "candidates": [
+            {
+                "method": c.method,
+                "ratio": fmt.ratio(c.ratio),
+                "gains": [fmt.signed(c.gains.get(group)) for group in groups],
+                "eligible": "yes" if c.eligible else "no",
+                "chosen": (c.method, c.ratio) == (choice.method, choice.ratio),
+            }
+            for c in choice.candidates
+        ],
+    }
+
+
+def _in_text(group: str) -> str:
+    name = group_name(group)
+    return name[:1].lower() + name[1:]
+
+
+def _ablation(run: Run) -> list[dict[str, str]]:
+    return [
+        {
+            "method": row.method, "ratio": fmt.ratio(row.ratio), "task": row.task, "group": group_name(row.group),
+            "metric": fmt.metric_name(row.metric), "value": fmt.metric_value(row.metric, row.value),
+            "interval": fmt.interval(row.metric, row.low, row.high),
+        }
+        for row in run.ablation
+        if row.split == "validation"
+    ]
+
+
+def _sources(run: Run) -> dict[str, dict[str, str]]:
+    """License, role and weight of the recipe's sources, by the name that the funnel counts them under."""
+    corpus = run.recipe.get("corpus")
+    sources = corpus.get("sources") if isinstance(corpus, Mapping) else None
+    known = {}
+    for source in sources if isinstance(sources, list) else []:
+        name = text_at(source, "dataset") or text_at(source, "path")
+        known[name] = {key: text_at(source, key) or fmt.ABSENT for key in ("license", "role", "weight")}
+    return known
+
+
+def _corpus(funnel: Funnel, sources: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    names = list(dict.fromkeys([*sources, *(name for step in funnel.steps for name in step.by_source)]))
+    unknown = dict.fromkeys(("license", "role", "weight"), fmt.ABSENT)
+    rows = [
+        {"name": name, **sources.get(name, unknown), "counts": [_counts(s.by_source.get(name)) for s in funnel.steps]}
+        for name in names
+    ]
+    details = [
+        (title, fmt.figures(value if isinstance(value, Mapping) else {title.lower(): value}))
+        for title, value in (
+            ("Documents changed, by rule", funnel.rules),
+            ("Documents dropped", funnel.dropped),
+            ("Contamination by the benchmarks", funnel.contamination),
+        )
+        if value
+    ]
+    return {"steps": [step.step for step in funnel.steps], "rows": rows,
+            "total": [_counts(step) for step in funnel.steps], "details": details}
+
+
+def _counts(count: Count | None) -> dict[str, str]:
+    if count is None:
+        return {"documents": fmt.ABSENT, "words": "", "bytes": ""}
+    return {
+        "documents": fmt.count(count.documents),
+        "words": "" if count.words is None else f"{count.words:,} words",
+        "bytes": "" if count.bytes is None else fmt.size(count.bytes),
+    }
+
+
+def _stage(stage: str, manifest: Manifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return {"name": STAGE_NAMES[stage], "done": False}
+    seconds, memory = manifest.figures.get("seconds"), manifest.figures.get("peak_memory_bytes")
+    return {
+        "name": STAGE_NAMES[stage],
+        "done": True,
+        "seconds": fmt.figure("seconds", seconds),
+        "memory": fmt.figure("bytes", memory),
+        "seed": str(manifest.seed),
+        "hashes": [manifest.recipe_hash, manifest.key, manifest.digest],
+    }
+
+
+def _versions(run: Run) -> list[tuple[str, str]]:
+    """The version of each library; where stages ran with several, which stage ran with which."""
+    stages: dict[str, dict[str, list[str]]] = {}
+    for stage, manifest in run.manifests.items():
+        for library, version in manifest.versions.items():
+            stages.setdefault(library, {}).setdefault(version, []).append(stage)
+    return [
+        (library, next(iter(found)) if len(found) == 1 else "; ".join(f"{v} ({', '.join(s)})" for v, s in found.items()))
+        for library, found in sorted(stages.items())
+    ]
+
+
+def _notes(run: Run) -> list[str]:
+    """What does not fit together: an artifact made from an older parent, a merge at another ratio than the chosen one."""
+    notes = [
+        f"{STAGE_NAMES[stage]} was made from an older {STAGE_NAMES[parent].lower()}: run the recipe again."
+        for stage, manifest in run.manifests.items()
+        for parent, digest in manifest.parents.items()
+        if parent in run.manifests and run.manifests[parent].digest != digest
+    ]
+    merge = run.manifests.get("merge")
+    merged_at = _scalars(merge.settings, ("ratio",)).get("ratio") if merge else None
+    if run.choice and isinstance(merged_at, int | float) and merged_at != run.choice.ratio:
+        notes.append(f"The merged model stands at ratio {fmt.ratio(merged_at)}, not at the chosen {fmt.ratio(run.choice.ratio)}.")
+    return notes
+
+
+def _summary(run: Run, anchor: str) -> dict[str, Any]:
+    """A line of the comparison of several runs."""
+    chosen = next(
+        (c for c in run.choice.candidates if (c.method, c.ratio) == (run.choice.method, run.choice.ratio)), None
+    ) if run.choice else None
+    comparisons = verdict.compare(run.results.get("base", ()), run.results.get("merged", ()))
+    outcomes = [c.outcome for c in comparisons]
+    return {
+        "id": anchor,
+        "name": run.name,
+        "directory": run.directory.resolve().name,
+        "base": text_at(run.recipe, "base", "model") or fmt.ABSENT,
+        "ratio": f"{fmt.ratio(run.choice.ratio)} ({run.choice.method})" if run.choice else "not there yet",
+        "validation": [fmt.signed(chosen.gains.get(g) if chosen else None) for g in ("domain", "general")],
+        "test": [fmt.signed(verdict.group_gain(comparisons, g)) for g in ("domain", "general")],
+        "outcomes": [outcomes.count("gained"), outcomes.count("lost"), outcomes.count("no difference")] if outcomes else [],
+    }

@@ -1,0 +1,267 @@
+"""The training loop: packed windows in, an adapter or full weights out, resumable at any step.
+
+A step takes `tokens_per_step` tokens in as many micro-batches as memory asks for; the loss is the mean over all target tokens
+of the step, so the split into micro-batches changes nothing but rounding. Data order, learning rate and random state are
+functions of the step and the seed: a run that was interrupted and resumed is the run that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frbio_lite import checkpoint, recipe
+from frbio_lite.device import peak_memory, pick_device, pick_dtype
+from frbio_lite.memory import micro_batch_size
+from frbio_lite.model import (
+    Model,
+    attach_lora,
+    causal_lm,
+    check_positions,
+    copy_tokenizer,
+    hidden_states,
+    load_config,
+    load_model,
+    summed_loss,
+)
+from frbio_lite.packing import PackedTokens, window_order
+from frbio_lite.progress import Progress, say
+
+LOG = "log.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+def train(
+    base: Path, packed: Path, settings: recipe.Train, packing: recipe.Packing, seed: int, directory: Path
+) -> dict[str, Any]:
+    """Adapt `base` on `packed` tokens; save an adapter (lora, qlora) or a model directory (full, fp32) in `directory`.
+
+    Goes on from the newest whole checkpoint in `directory`. Returns measured figures: steps, tokens, seconds, rate, memory.
+    Raises RequestError when the recipe cannot run here, RuntimeError when the loss stops being finite.
+    """
+    device = pick_device()
+    dtype = pick_dtype(settings.precision, device)
+    check_positions(load_config(base), packing.sequence_length)
+    torch.manual_seed(seed)
+    model = prepare_model(base, settings, dtype, device, seed)
+    data = PackedTokens(packed)
+    optimizer = make_optimizer(model, settings.optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    steps = total_steps(settings, data)
+    done = resume(directory, model, optimizer, scaler)
+    micro = micro_batch_size(model, settings, data.sequence_length, device)
+    started = last_save = time.monotonic()
+    final_loss = math.nan
+    model.train()
+    with (
+        Progress("train", steps, "step", initial=done) as bar,
+        (directory / LOG).open("a", encoding="utf-8") as log,
+        stop_requests() as stop,
+    ):
+        for step in range(done, steps):
+            began = time.monotonic()
+            windows = step_windows(data, settings, step, seed)
+            batch = data.batch(windows, document_mask=packing.document_mask)
+            rate = learning_rate(settings.optimizer, step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            final_loss = accumulate(model, batch, micro, device, dtype, scaler)
+            if not math.isfinite(final_loss):
+                raise RuntimeError(
+                    f"the loss is {final_loss} at step {step + 1}: lower train.optimizer.learning_rate or set precision: fp32"
+                )
+            norm = update(model, optimizer, scaler, settings.optimizer.max_grad_norm)
+            tokens = len(windows) * data.sequence_length
+            speed = tokens / (time.monotonic() - began)
+            line = {
+                "step": step + 1, "tokens": step * settings.tokens_per_step + tokens, "loss": final_loss, "learning_rate": rate,
+                "grad_norm": norm, "tokens_per_second": speed, "memory_bytes": peak_memory(device),
+            }  # fmt: skip
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            bar.advance(loss=final_loss, tokens_per_s=speed)
+            due = time.monotonic() - last_save > settings.checkpoint.every_minutes * 60 and step + 1 < steps
+            if stop.requested or due:
+                checkpoint.save(
+                    directory / CHECKPOINTS, step + 1, model, optimizer, scaler, settings.checkpoint.keep
+                )
+                last_save = time.monotonic()
+            if stop.requested:
+                raise KeyboardInterrupt
+    save_weights(model, base, settings, directory)
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    seconds = time.monotonic() - started
+    tokens = total_windows(settings, data) * data.sequence_length
+    return {
+        "steps": steps,
+        "resumed_at_step": done,
+        "tokens": tokens,
+        "final_loss": None if math.isnan(final_loss) else final_loss,
+        "seconds": seconds,
+        "tokens_per_second": (tokens - min(tokens, done * settings.tokens_per_step)) / seconds,
+        "peak_memory_bytes": peak_memory(device),
+        "micro_batch_size": micro,
+        "precision": str(dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def accumulate(
+    model: Model, batch: dict[str, Tensor], micro: int, device: torch.device, dtype: torch.dtype, scaler: torch.amp.GradScaler
+) -> float:
+    """Gradients of one step's mean loss per target token, over micro-batches of `micro` windows; returns that loss in nats.
+
+    Dividing by the targets of the whole step, not of each micro-batch, is what makes the split immaterial.
+    """
+    targets = max(1, int((batch["labels"] != -100).sum()))
+    mixed = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    total = 0.0
+    for start in range(0, batch["input_ids"].shape[0], micro):
+        part = {name: rows[start : start + micro].to(device) for name, rows in batch.items()}
+        with mixed:
+            hidden = hidden_states(model, part["input_ids"], part["position_ids"])
+            loss = summed_loss(model, hidden, part["labels"]) / targets
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
+
+
+def update(
+    model: Model, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, max_norm: float
+) -> float | None:
+    """One clipped optimizer step; returns the gradient norm before clipping, None when fp16 overflowed (the step is skipped)."""
+    scaler.unscale_(optimizer)
+    norm = float(torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_norm))
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm if math.isfinite(norm) else None
+
+
+def prepare_model(base: Path, settings: recipe.Train, dtype: torch.dtype, device: torch.device, seed: int) -> Model:
+    """The model with what is trained in fp32: all weights (full), or adapters on a frozen base in `dtype` or NF4.
+
+    16-bit weights would swallow the small updates of adaptation; autocast does the arithmetic in 16 bits.
+    """
+    full = settings.method == "full"
+    model = load_model(base, dtype=torch.float32 if full else dtype, device=device, nf4=settings.method == "qlora")
+    if settings.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model if full else attach_lora(model, settings.lora, seed)
+
+
+def make_optimizer(model: Model, settings: recipe.Optimizer) -> torch.optim.Optimizer:
+    """AdamW over the trained parameters; vectors (norms, biases) are not decayed. 8-bit states come from bitsandbytes."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if settings.name == "adamw8bit":
+        import bitsandbytes
+
+        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=settings.learning_rate)
+        return optimizer
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+
+
+def total_windows(settings: recipe.Train, data: PackedTokens) -> int:
+    """Windows the whole training reads, repeats included."""
+    if settings.tokens is not None:
+        return max(1, math.ceil(settings.tokens / data.sequence_length))
+    assert settings.epochs is not None
+    return max(1, round(settings.epochs * data.windows))
+
+
+def total_steps(settings: recipe.Train, data: PackedTokens) -> int:
+    return math.ceil(total_windows(settings, data) / (settings.tokens_per_step // data.sequence_length))
+
+
+def step_windows(data: PackedTokens, settings: recipe.Train, step: int, seed: int) -> list[int]:
+    """The windows of a step: a pure function of step and seed, so that a resumed run reads what it would have read."""
+    rows = settings.tokens_per_step // data.sequence_length
+    first, last = step * rows, min((step + 1) * rows, total_windows(settings, data))
+    epochs = range(first // data.windows, (last - 1) // data.windows + 1)
+    orders = {epoch: window_order(data.windows, epoch, seed) for epoch in epochs}
+    return [int(orders[row // data.windows][row % data.windows]) for row in range(first, last)]
+
+
+def learning_rate(settings: recipe.Optimizer, step: int, steps: int) -> float:
+    """The rate of a step (counted from 0): linear warm-up, then cosine or linear decay to zero at the end, or constant."""
+    warmup = math.ceil(settings.warmup_ratio * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    shape = {"cosine": 0.5 * (1.0 + math.cos(math.pi * done)), "linear": 1.0 - done, "constant": 1.0}[settings.schedule]
+    return settings.learning_rate * shape
+
+
+def resume(directory: Path, model: Model, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
+    """Restore the newest whole checkpoint, cut the log back to it, and return the steps already done."""
+    found = checkpoint.latest(directory / CHECKPOINTS)
+    done = checkpoint.step_of(found) if found else 0
+    log = directory / LOG
+    if log.exists():
+        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _logged_step(line) <= done]
+        log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    if found:
+        checkpoint.restore(found, model, optimizer, scaler)
+        say(f"train: continues after step {done}")
+    return done
+
+
+def _logged_step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf  # a torn last line
+
+
+def save_weights(model: Model, base: Path, settings: recipe.Train, directory: Path) -> None:
+    """Adapter or full weights as safetensors. Full weights stay in fp32: rounding them would cost a share of a small update."""
+    if settings.method == "full":
+        causal_lm(model).save_pretrained(directory)
+        copy_tokenizer(base, directory)
+    else:
+        model.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the Hub
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def stop_requests() -> Iterator[_Stop]:
+    """While training, Ctrl-C and SIGTERM finish the step and write a checkpoint; a second one stops at once."""
+    stop = _Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.requested = True
+        say("train: finishing this step and saving a checkpoint; once more to stop at once")
+
+    try:
+        old = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are its business
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,126 @@
+"""A synthetic run directory with real manifests: numbers made here, so that a test knows what the page must say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frbio_lite.artifacts import Kind, writing
+from frbio_lite.recipe import load_recipe
+
+TASKS = (("demo-medical", "domain", "accuracy"), ("demo-general", "general", "accuracy"),
+         ("heldout-domain", "domain", "bits_per_byte"), ("heldout-general", "general", "bits_per_byte"))
+RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
+CURVES = {
+    "demo-medical": (0.12, 0.31, 0.86, 0.98, 1.0), "demo-general": (0.80, 0.79, 0.77, 0.55, 0.31),
+    "heldout-domain": (1.029, 0.919, 0.803, 0.699, 0.673), "heldout-general": (0.889, 0.906, 0.95, 1.554, 2.576),
+}
+MakeRun = Callable[..., Path]
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    z = 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def score(task: str, group: str, metric: str, value: float, split: str, items: int) -> dict[str, Any]:
+    low, high = wilson(value, items) if metric == "accuracy" else (value - 0.03, value + 0.03)
+    return {"task": task, "group": group, "split": split, "metric": metric, "value": value, "low": low, "high": high}
+
+
+def results(ratio: float, items: int = 400) -> list[dict[str, Any]]:
+    at = RATIOS.index(ratio)
+    return [
+        {**score(task, group, metric, CURVES[task][at], "test", items), "items": items, "shots": 3}
+        for task, group, metric in TASKS
+    ]
+
+
+def put(directory: Path, kind: Kind, files: dict[str, str], figures: dict[str, Any],
+        settings: dict[str, Any] | None = None, parents: dict[str, str] | None = None) -> None:
+    """Write one finished artifact."""
+    with writing(directory, kind, "a" * 64, settings=settings or {}, parents=parents or {}, seed=17,
+                 recipe_hash="b" * 64) as writer:
+        for name, text in files.items():
+            (writer.path / name).write_text(text, encoding="utf-8")
+        writer.figures = figures
+
+
+def put_results(run: Path, model: str, rows: list[dict[str, Any]]) -> None:
+    put(run / "eval" / model, "EvalResult", {"results.json": json.dumps({"model": model, "rows": rows})},
+        {"seconds": 12.5, "peak_memory_bytes": 3 << 30})
+
+
+def put_ablation(run: Path, methods: tuple[str, ...] = ("slerp",), chosen: float = 0.5) -> None:
+    rows = [
+        {"method": method, "ratio": ratio, **score(task, group, metric, CURVES[task][i], "validation", 200)}
+        for method in methods for i, ratio in enumerate(RATIOS) for task, group, metric in TASKS
+    ]
+    with (run / "ablation.csv.new").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["method", "ratio", "task", "group", "split", "metric", "value", "low", "high"])
+        writer.writeheader()
+        writer.writerows(rows)
+    text = (run / "ablation.csv.new").read_text(encoding="utf-8")
+    (run / "ablation.csv.new").unlink()
+    gains = [{g: 100 * (CURVES[f"demo-{n}"][i] - CURVES[f"demo-{n}"][0]) for g, n in
+              (("domain", "medical"), ("general", "general"))} for i in range(len(RATIOS))]
+    choice = {
+        "method": "slerp", "ratio": chosen, "rule": {"maximise": "domain", "retain": {"general": -5.0}},
+        "why": "of the ratios that lose at most 5 points on general tasks it gains most on domain tasks.",
+        "candidates": [{"method": m, "ratio": r, "gains": gains[i], "eligible": gains[i]["general"] >= -5}
+                       for m in methods for i, r in enumerate(RATIOS)],
+    }
+    put(run / "ablation", "Ablation", {"ablation.csv": text, "choice.json": json.dumps(choice)}, {"seconds": 200.0})
+
+
+def funnel(*sources: str) -> dict[str, Any]:
+    steps = []
+    for i, step in enumerate(("read", "licenses", "clean", "deduplicate", "decontaminate")):
+        counts = {s: {"documents": 2000 - 150 * i - 10 * j, "words": 300_000 - 20_000 * i, "bytes": 2_000_000 - 90_000 * i}
+                  for j, s in enumerate(sources)}
+        steps.append({"step": step, "by_source": counts,
+                      **{k: sum(c[k] for c in counts.values()) for k in ("documents", "words", "bytes")}})
+    return {"steps": steps, "rules": {"mojibake": 31, "whitespace": 812}, "dropped": {"duplicate": 150},
+            "contamination": {"demo-medical": {"documents": 4, "items": 3}}}
+
+
+def log_lines(steps: int) -> str:
+    return "".join(
+        json.dumps({"step": s, "tokens": s * 4096, "loss": 1.2 + 2.0 * math.exp(-s / 40) + 0.05 * math.sin(s * 2.4),
+                    "learning_rate": 1e-3 * min(1.0, s / 8) * 0.5 * (1 + math.cos(math.pi * s / steps)),
+                    "grad_norm": 0.8, "tokens_per_second": 8000.0, "memory_bytes": 1 << 30}) + "\n"
+        for s in range(1, steps + 1)
+    )
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """`make_run("name", recipe="demo", overrides=[…])`: a finished run of the shipped recipe, in tmp_path/name."""
+
+    def make(name: str = "run", overrides: tuple[str, ...] = (), methods: tuple[str, ...] = ("slerp",)) -> Path:
+        run = tmp_path / name
+        run.mkdir()
+        recipe = load_recipe("demo", list(overrides))
+        (run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        sources = [source.name for source in recipe.corpus.sources]
+        put(run / "corpus", "Documents", {"funnel.json": json.dumps(funnel(*sources))}, {"seconds": 31.0})
+        put(run / "packed", "PackedTokens", {}, {"blocks": 1234, "tokens": 315_904, "fill": 0.997, "seconds": 2.0},
+            {"packing": {"sequence_length": 256}})
+        put(run / "train", "TrainedWeights", {"log.jsonl": log_lines(146)},
+            {"seconds": 105.0, "steps": 146, "tokens": 598_016, "peak_memory_bytes": 1 << 30, "final_loss": 1.23})
+        put_ablation(run, methods)
+        put(run / "merge", "MergedModel", {}, {"seconds": 0.7, "relative_change": 0.0123, "angle": 0.011},
+            {"method": "slerp", "ratio": 0.5, "dtype": "float32"})
+        for model, ratio in (("base", 0.0), ("adapted", 1.0), ("merged", 0.5)):
+            put_results(run, model, results(ratio))
+        return run
+
+    return make
