@@ -49,7 +49,8 @@ def latest(directory: Path) -> Path | None:
 def step_of(checkpoint: Path) -> int:
     """The optimizer steps done when the checkpoint was written."""
     match = NAME.fullmatch(checkpoint.name)
-    assert match is not None
+    if match is None:
+        raise ValueError(f"{checkpoint} is not a checkpoint directory")
     return int(match.group(1))
 
 
@@ -107,16 +108,31 @@ def _random_state() -> dict[str, Tensor]:
     return state
 
 
-def _split(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """An optimizer's per-parameter state as tensors named `index.key` and plain values by index."""
-    tensors = {f"{i}.{k}": _detached(v) for i, values in state.items() for k, v in values.items() if isinstance(v, Tensor)}
-    plain = {str(i): {k: v for k, v in values.items() if not isinstance(v, Tensor)} for i, values in state.items()}
+def _split(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's per-parameter state, nested as it may be (bitsandbytes), as tensors and plain values named `index/key/key`."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+
+    def walk(prefix: str, values: dict[Any, Any]) -> None:
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, dict):
+                walk(f"{name}/", value)
+            elif isinstance(value, Tensor):
+                tensors[name] = _detached(value)
+            else:
+                plain[name] = value
+
+    walk("", state)
     return tensors, plain
 
 
-def _join(tensors: dict[str, Tensor], plain: dict[str, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in plain.items()}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state[int(index)][key] = tensor
+def _join(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**plain, **tensors}.items():
+        index, *path, key = name.split("/")
+        place = state.setdefault(int(index), {})
+        for part in path:
+            place = place.setdefault(part, {})
+        place[key] = value
     return state

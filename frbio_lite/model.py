@@ -29,6 +29,7 @@ Model = Any                               # a transformers causal LM, or a PeftM
 Tokenizer = Any
 
 LOGITS_BYTES = 256 * 2**20                # fp32 logits held at once while computing the loss
+SMALLEST_CHUNK = 256                      # positions; fewer leave the matrix product idle
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
 FETCHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json", *TOKENIZER_FILES)
@@ -192,7 +193,7 @@ def summed_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
     """Sum of the token losses of [B, T, H] hidden states and [B, T] labels; a chunk's logits are recomputed in the backward pass."""
     rows, targets = hidden.flatten(0, 1), labels.flatten()
     vocabulary = causal_lm(model).get_output_embeddings().weight.shape[0]
-    chunk = max(256, LOGITS_BYTES // (4 * vocabulary))
+    chunk = max(SMALLEST_CHUNK, LOGITS_BYTES // (4 * vocabulary))
     if rows.shape[0] <= chunk:
         return token_losses(model, rows, targets).sum()
     parts = [

@@ -4,8 +4,9 @@
     packed = PackedTokens(directory)
     batch = packed.batch(window_order(packed.windows, epoch=0, seed=17)[:8])
 
-No token is lost. Each document ends with EOS. Long documents fill whole windows; the rests are placed best-fit decreasing, and
-the windows that this fills least are taken apart, their pieces split over the gaps of the others: less than one window is empty.
+No token is lost. Each document ends with EOS. Long documents fill whole windows; the rests are placed best-fit
+decreasing, and the windows that this fills least are taken apart, their pieces split over the gaps of the others: less
+than one window is empty.
 """
 
 from __future__ import annotations
@@ -47,13 +48,15 @@ def pack(
     """Tokenise, mix and pack the training documents of a Documents artifact into `directory`.
 
     Writes `tokens.npy` [windows, sequence_length], uint16 for vocabularies below 65,536 tokens and uint32 above;
-    `piece_lengths.npy` [pieces] int32, in the order of the windows; `piece_offsets.npy` [windows + 1] int64: the pieces of window
-    w are `piece_lengths[piece_offsets[w]:piece_offsets[w + 1]]`, and what they leave of the window is padding (EOS).
-    Raises RequestError when there is nothing to train on, the weights exceed 1, or the tokenizer has no EOS.
+    `piece_lengths.npy` [pieces] int32, in the order of the windows; `piece_offsets.npy` [windows + 1] int64: the pieces
+    of window w are `piece_lengths[piece_offsets[w]:piece_offsets[w + 1]]`, and what they leave of the window is padding
+    (EOS). Raises RequestError when there is nothing to train on, the weights exceed 1, or the tokenizer has no EOS.
     """
     eos = tokenizer.eos_token_id
     if eos is None:
-        raise RequestError("the tokenizer of `base.model` has no end-of-text token (eos_token): documents cannot be told apart")
+        raise RequestError(
+            "the tokenizer of `base.model` has no end-of-text token (eos_token): documents cannot be told apart"
+        )
     check_weights(sources)
     dtype = np.dtype(np.uint16 if len(tokenizer) < 1 << 16 else np.uint32)
     stream_path = directory / STREAM
@@ -98,8 +101,8 @@ def check_weights(sources: Sequence[Source]) -> None:
     whole = [s.name for s in sources if s.weight is None]
     if whole and total > 1 - 1e-9:
         raise RequestError(
-            f"corpus.sources: {shown} are all training tokens, which leaves none for {', '.join(whole)}: give it a weight, "
-            "or weight 0.0 to measure it only"
+            f"corpus.sources: {shown} are all training tokens, which leaves none for {', '.join(whole)}: give it a "
+            "weight, or weight 0.0 to measure it only"
         )
 
 
@@ -107,7 +110,7 @@ def _tokenise(
     corpus_directory: Path, tokenizer: PreTrainedTokenizerBase, eos: int, sources: Sequence[Source], path: Path,
     dtype: np.dtype[Any],
 ) -> TokenisedDocuments:
-    """Write the tokens of all documents that some of the training may use to `path`, one after the other, EOS behind each."""
+    """Write the tokens of all training documents to `path`, one after the other, EOS behind each."""
     lengths, places, found = array("q"), array("q"), 0
     with path.open("wb") as file, Progress("packing", None, "tokens") as bar:
         for texts, indices in _training_texts(corpus_directory, sources):
@@ -122,7 +125,8 @@ def _tokenise(
                 bar.advance(len(ids) + 1)
     if not found:
         raise RequestError(
-            f"{corpus_directory} holds no training text: none of its documents is of the split 'train' and a source of weight above 0"
+            f"{corpus_directory} holds no training text: none of its documents is of the split 'train' and a source of "
+            "weight above 0"
         )
     sizes = np.array(lengths, dtype=np.int64)
     return TokenisedDocuments(np.cumsum(sizes) - sizes, sizes, np.array(places, dtype=np.int64))
@@ -134,7 +138,9 @@ def _training_texts(corpus_directory: Path, sources: Sequence[Source]) -> Iterat
 
     parts = sorted((corpus_directory / "documents").glob("*.parquet"))
     if not parts:
-        raise RequestError(f"{corpus_directory} is no Documents artifact: it has no documents/*.parquet; run the corpus stage first")
+        raise RequestError(
+            f"{corpus_directory} is no Documents artifact: it has no documents/*.parquet; run the corpus stage first"
+        )
     texts: list[str] = []
     indices: list[int] = []
     characters = 0
@@ -154,12 +160,14 @@ def _training_texts(corpus_directory: Path, sources: Sequence[Source]) -> Iterat
         yield texts, indices
 
 
-def mix(documents: TokenisedDocuments, sources: Sequence[Source], seed: int) -> tuple[NDArray[np.int64], dict[str, Any]]:
+def mix(
+    documents: TokenisedDocuments, sources: Sequence[Source], seed: int
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """(documents to train on, with repeats, [n] int64; by source: documents, tokens, passes, share wanted and got).
 
-    A source without weight gives all its documents once. The total N is such that no weighted domain source gives fewer than all
-    its tokens and the sources without weight have their remainder: the largest of tokens / weight over the former and
-    (tokens without weight) / (1 - weights); without either, the first rule over all weighted sources.
+    A source without weight gives all its documents once. The total N is such that no weighted domain source gives fewer
+    than all its tokens and the sources without weight have their remainder: the largest of tokens / weight over the
+    former and (tokens without weight) / (1 - weights); without either, the first rule over all weighted sources.
     Then each weighted source gives weight × N tokens: a part of its documents, or all of them up to MOST_PASSES times.
     """
     members = [np.flatnonzero(documents.sources == i) for i in range(len(sources))]
@@ -197,7 +205,7 @@ def _total(tokens: Sequence[int], sources: Sequence[Source]) -> float:
 def _take(
     members: NDArray[np.int64], lengths: NDArray[np.int64], goal: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Documents worth about `goal` tokens: whole passes, then documents in random order while they come nearer to the goal."""
+    """Documents worth about `goal` tokens: whole passes, then documents in random order while they come nearer."""
     size = int(lengths[members].sum())
     if not size:
         return members
@@ -216,8 +224,8 @@ def plan_windows(
 ) -> tuple[list[list[Piece]], int]:
     """(the pieces of each window, how often a piece that fits a window was split).
 
-    Best-fit decreasing on what whole windows leave of each document; then the least filled windows above ceil(tokens / length)
-    are poured into the gaps of the others.
+    Best-fit decreasing on what whole windows leave of each document; then the least filled windows above ceil(tokens /
+    length) are poured into the gaps of the others.
     """
     windows: list[list[Piece]] = []
     rests: list[Piece] = []
@@ -260,7 +268,7 @@ def _best_fit(pieces: list[Piece], capacity: int) -> list[list[Piece]]:
 
 
 def _pour(pieces: list[Piece], bins: list[list[Piece]], capacity: int) -> int:
-    """Fill the gaps of `bins`, in their order, with all of `pieces`, splitting where a gap ends; the number of splits."""
+    """Fill the gaps of `bins`, in their order, with all of `pieces`, splitting where a gap ends; how often."""
     waiting = list(reversed(pieces))
     split = 0
     for target in bins:
@@ -293,7 +301,7 @@ def _write(directory: Path, stream: NDArray[Any], plan: list[list[Piece]], seque
 
 
 def window_order(windows: int, epoch: int, seed: int) -> NDArray[np.int64]:
-    """The order of the windows in one epoch, [windows] int64; it depends on the arguments alone, so training resumes anywhere."""
+    """The order of the windows in one epoch, [windows] int64; the arguments fix it, so training resumes anywhere."""
     return np.random.default_rng([seed, 2, epoch]).permutation(windows).astype(np.int64)
 
 
@@ -318,8 +326,9 @@ class PackedTokens:
     def batch(self, indices: Sequence[int] | NDArray[np.int64], document_mask: bool = True) -> dict[str, torch.Tensor]:
         """`input_ids`, `position_ids` and `labels`, each [len(indices), sequence_length] int64.
 
-        `labels[t]` is token t + 1, already shifted, and -100 where there is none. With `document_mask` the positions start again
-        at 0 with each piece, and with the padding, and a piece's last token has no label; without, a window counts as one text.
+        `labels[t]` is token t + 1, already shifted, and -100 where there is none. With `document_mask` the positions
+        start again at 0 with each piece, and with the padding, and a piece's last token has no label; without, a window
+        counts as one text.
         """
         ids = np.asarray(self._tokens[np.asarray(indices, dtype=np.int64)], dtype=np.int64)       # [B, L]
         length = self.sequence_length

@@ -15,10 +15,10 @@ from frbio_lite.artifacts import write_json
 from frbio_lite.corpus.clean import clean, too_short
 from frbio_lite.corpus.decontaminate import Decontaminator
 from frbio_lite.corpus.deduplicate import Deduplicator
-from frbio_lite.corpus.funnel import Funnel
+from frbio_lite.corpus.funnel import Funnel, size_of
 from frbio_lite.corpus.licenses import LicenseGate
 from frbio_lite.corpus.sources import Document, check_names, read_source, source_digests
-from frbio_lite.corpus.split import SPLITS, TEST, TRAIN, VALIDATION, assign, rank
+from frbio_lite.corpus.split import SPLITS, TEST, VALIDATION, assign, rank
 from frbio_lite.corpus.store import DocumentWriter, write_splits
 from frbio_lite.errors import RequestError
 from frbio_lite.progress import Progress
@@ -32,13 +32,14 @@ def build_corpus(
 ) -> dict[str, Any]:
     """Fill `directory` with `documents/part-*.parquet` and `funnel.json`, and return the funnel.
 
-    Columns, all text but the last: text, source, document_type, license, id, split (train, validation, test), role (domain,
-    replay), recipe_source (int32, the place of the source in the recipe). `benchmark_texts` maps a task to its questions.
-    Raises RequestError for a source that cannot be read or may not be used, and when too few documents are left to hold some out.
+    Columns, all text but the last: text, source, document_type, license, id, split (train, validation, test),
+    role (domain, replay), recipe_source (int32, the place of the source in the recipe). `benchmark_texts` maps a task
+    to its questions. Raises RequestError for a source that cannot be read or may not be used, and when too few
+    documents are left to hold some out.
     """
     check_names(settings.sources)
     gate = LicenseGate(settings)
-    for source in settings.sources:                     # what is wrong with the last source shows before the first is read
+    for source in settings.sources:          # what is wrong with the last source shows before the first is read
         gate.admits(next(read_source(source, seed)), source)
     stage = _Stage(settings, seed, gate, benchmark_texts)
     unsplit = directory / "unsplit.parquet"
@@ -46,8 +47,7 @@ def build_corpus(
         for index in range(len(settings.sources)):
             for document in stage.kept(index, bar):
                 writer.add(document, settings.sources[index].role, index)
-    splits = stage.splits()
-    write_splits(unsplit, [split for per_source in splits for split in per_source], directory / "documents", stage.count_split)
+    write_splits(unsplit, stage.splits(), directory / "documents", stage.count_split)
     unsplit.unlink()
     figures = stage.figures()
     write_json(directory / "funnel.json", figures)
@@ -84,21 +84,23 @@ class _Stage:
 
     def _passes(self, document: Document, index: int) -> bool:
         name, method, funnel = self.names[index], self.settings.clean, self.funnel
-        funnel.count("read", name, document.text)
+        size = size_of(document.text)
+        funnel.count("read", name, size)
         if not self.gate.admits(document, self.settings.sources[index]):
             return funnel.drop(name, f"license {document.license}")
-        funnel.count("licensed", name, document.text)
+        funnel.count("licensed", name, size)
         document.text, changed = clean(document.text, method)
         funnel.cleaned(name, changed)
         if too_short(document.text, method):
             return funnel.drop(name, "too short")
-        funnel.count("cleaned", name, document.text)
+        size = size_of(document.text)
+        funnel.count("cleaned", name, size)
         if reason := self.deduplicator.reason(document.text):
             return funnel.drop(name, reason)
-        funnel.count("deduplicated", name, document.text)
+        funnel.count("deduplicated", name, size)
         if self.decontaminator and (tasks := self.decontaminator.matches(document.text)):
             return funnel.contaminated(name, tasks)
-        funnel.count("decontaminated", name, document.text)
+        funnel.count("decontaminated", name, size)
         return True
 
     def _unique(self, id: str) -> str:
@@ -110,8 +112,8 @@ class _Stage:
         self.ids.add(unique)
         return unique
 
-    def splits(self) -> list[list[str]]:
-        """The split of each document by source. Raises RequestError when a source or a held-out split has no document."""
+    def splits(self) -> list[str]:
+        """The split of each document, in order. Raises RequestError when a source or a held-out split is empty."""
         settings = self.settings
         found = [
             assign(ranks, strata, settings.validation_fraction, settings.test_fraction)
@@ -126,14 +128,14 @@ class _Stage:
         for role, splits in roles.items():
             if VALIDATION not in splits or TEST not in splits:
                 raise RequestError(
-                    f"too few documents to hold some out: the sources of role {role} keep {len(splits)} and one of them needs "
-                    "at least 3 (training, validation, test); add documents or, for a .txt file, look at `document:`"
+                    f"too few documents to hold some out: the sources of role {role} keep {len(splits)}, and one of "
+                    "them needs at least 3 (training, validation, test); add documents or, for a .txt file, "
+                    "see `document:`"
                 )
-        assert all(TRAIN in splits for splits in found)          # each source keeps more than it holds out
-        return found
+        return [split for splits in found for split in splits]
 
     def count_split(self, split: str, index: int, text: str) -> None:
-        self.funnel.count(split, self.names[index], text)
+        self.funnel.count(split, self.names[index], size_of(text))
 
     def figures(self) -> dict[str, Any]:
         figures = self.funnel.figures()

@@ -1,8 +1,8 @@
 """Cleaning of French clinical text: what a broken conversion left goes, what a clinician wrote stays to the byte.
 
-No number, unit, comparator, dose, Greek letter, superscript, code or French letter is ever altered; where a rule could join two
-numbers or change an exponent it does something else or nothing. Each rule is a function from text to text and says in one line
-what it does to what; `clean` applies them in order and names those that changed something.
+No number, unit, comparator, dose, Greek letter, superscript, code or French letter is ever altered; where a rule could
+join two numbers or change an exponent it does something else or nothing. Each rule is a function from text to text and
+says in one line what it does to what; `clean` applies them in order and names those that changed something.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from frbio_lite.corpus.sources import SURROGATES
 FEWEST_WORDS = 3
 
 # bytes 0x80-0xBF as windows-1252 and as latin-1 show them: what follows the first byte of a letter wrongly decoded
-_CONTINUATION = "".join(sorted({bytes([b]).decode("cp1252", "ignore") for b in range(0x80, 0xC0)} | set(map(chr, range(0x80, 0xC0)))))
-_CONTINUATION = re.escape(_CONTINUATION)
-DEBRIS = re.compile(rf"[ÃÂ][{_CONTINUATION}]|Ã [a-z]|[âÎ][{_CONTINUATION}]|Å[“’\x92\x93]")
+_BYTES = range(0x80, 0xC0)
+_NEXT = re.escape("".join(sorted({bytes([b]).decode("cp1252", "ignore") for b in _BYTES} | {chr(b) for b in _BYTES})))
+DEBRIS = re.compile(rf"[ÃÂâÎÅ](?:(?<!Å)[{_NEXT}]|(?<=Ã) [a-z]|(?<=Å)[“’\x92\x93])")
 
 C1 = {code: bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
-C1_CHARACTERS = re.compile("[\x80-\x9f]")
+UNUSUAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+SURROGATES_IN_NUMBER = re.compile("(?<=[0-9])[\ud800-\udfff]+(?=[0-9])")
 NEW_LINES = re.compile("\r\n|[\r\x0b\x0c\u2028\u2029]")
 CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f]+")
 CONTROLS_IN_NUMBER = re.compile("(?<=[0-9])[\x00-\x08\x0e-\x1f\x7f]+(?=[0-9])")
@@ -32,9 +33,15 @@ ZERO_WIDTH = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 
 # A bare word after a name, as in `a <b et c> d`, is no attribute: an attribute has a value.
 _ATTRIBUTES = r"(?:\s+[a-zA-Z][\w:-]*\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+))*\s*/?"
-_BLOCK = "address|article|aside|blockquote|body|br|caption|center|dd|div|dl|dt|fieldset|figcaption|figure|footer|form|h[1-6]|head|header|hr|html|li|main|nav|ol|p|pre|section|table|tbody|tfoot|thead|title|tr|ul"
+_BLOCK = (
+    "address|article|aside|blockquote|body|br|caption|center|dd|div|dl|dt|fieldset|figcaption|figure|footer|form|"
+    "h[1-6]|head|header|hr|html|li|main|nav|ol|p|pre|section|table|tbody|tfoot|thead|title|tr|ul"
+)
 _CELL = "td|th"
-_INLINE = "abbr|acronym|big|cite|code|del|dfn|em|font|img|input|ins|kbd|label|link|mark|meta|samp|small|span|strike|strong|tt|var"
+_INLINE = (
+    "abbr|acronym|big|cite|code|del|dfn|em|font|img|input|ins|kbd|label|link|mark|meta|samp|small|"
+    "span|strike|strong|tt|var"
+)
 _LETTER = "[abiqsu]"
 ANY_TAG = re.compile("</?[a-zA-Z]")
 BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK}){_ATTRIBUTES}>", re.IGNORECASE)
@@ -47,7 +54,7 @@ SUPERSCRIPT = str.maketrans("0123456789+-−=()", "⁰¹²³⁴⁵⁶⁷⁸⁹�
 SUBSCRIPT = str.maketrans("0123456789+-−=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎")
 SCRIPT_NUMBER = re.compile(r"[0-9+\-−=()]+")
 
-TRAILING = re.compile("[ \t]+(?=\n|\\Z)")
+TRAILING = re.compile("[ \t]+$", re.MULTILINE)
 BLANK_LINES = re.compile("\n{4,}")
 
 Rule = Callable[[str], str]
@@ -55,7 +62,9 @@ Rule = Callable[[str], str]
 
 def remove_surrogates(text: str) -> str:
     r"""`fi\ud83dèvre` → `fièvre`: half of a character, which no UTF-8 file can hold."""
-    return SURROGATES.sub("", text) if SURROGATES.search(text) else text
+    if not SURROGATES.search(text):
+        return text
+    return SURROGATES.sub("", SURROGATES_IN_NUMBER.sub(" ", text))       # `5\ud83d10` are two numbers
 
 
 def repair_mojibake(text: str) -> str:
@@ -72,28 +81,28 @@ def remove_controls(text: str) -> str:
 
     Between two digits a control becomes a space: `5\x0010` are two numbers.
     """
-    if C1_CHARACTERS.search(text):
-        text = text.translate(C1)
-    text = NEW_LINES.sub("\n", text)
-    return CONTROLS.sub("", CONTROLS_IN_NUMBER.sub(" ", text)) if CONTROLS.search(text) else text
-
-
-def compose(text: str) -> str:
-    """`fie\u0300vre` → `fièvre`: Unicode NFC, never NFKC, so `10⁹`, `½`, `µ` and `μ` stay."""
-    return unicodedata.normalize("NFC", text)
+    if not UNUSUAL.search(text):
+        return text
+    text = NEW_LINES.sub("\n", text.translate(C1))
+    return CONTROLS.sub("", CONTROLS_IN_NUMBER.sub(" ", text))
 
 
 def remove_invisible(text: str) -> str:
-    """`médi\u00adca\u200bment` → `médicament`; a soft hyphen between digits (`5\u00ad10 mg`) was a hyphen and becomes `-`."""
+    r"""`médi\u00adca\u200bment` → `médicament`; between digits it was a hyphen: `5\u00ad10 mg` → `5-10 mg`."""
     if "\u00ad" in text:
         text = SOFT_HYPHEN.sub("", SOFT_HYPHEN_IN_NUMBER.sub("-", text))
     return ZERO_WIDTH.sub("", text)
 
 
-def remove_html(text: str) -> str:
-    """`<p>CRP <5 mg/L<br/>10<sup>9</sup>/L</p>` → `CRP <5 mg/L`, `10⁹/L` on two lines: only tags with the name of an HTML element.
+def compose(text: str) -> str:
+    r"""`fie\u0300vre` → `fièvre`: Unicode NFC, never NFKC, so `10⁹`, `½`, `µ` and `μ` stay."""
+    return unicodedata.normalize("NFC", text)
 
-    Block elements end a line, cells become a space, `sup` and `sub` become the characters; what compares numbers is no tag.
+
+def remove_html(text: str) -> str:
+    r"""`<p>CRP <5 mg/L<br/>10<sup>9</sup>/L</p>` → `CRP <5 mg/L\n10⁹/L`: only tags with the name of an HTML element.
+
+    Block elements end a line, cells become a space, `sup` and `sub` become the characters; a comparison is no tag.
     """
     if not ANY_TAG.search(text):
         return text
@@ -113,14 +122,16 @@ def _script(match: re.Match[str]) -> str:
 
 
 def collapse_space(text: str) -> str:
-    r"""`fièvre  \n\n\n\n\ntoux` → `fièvre\n\n\ntoux`: no space at line ends, at most two blank lines, none at the ends."""
-    return BLANK_LINES.sub("\n\n\n", TRAILING.sub("", text)).strip("\n")
+    r"""`fièvre  \n\n\n\n\ntoux` → `fièvre\n\n\ntoux`: no space at line ends, two blank lines at most, none around."""
+    if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
+        text = TRAILING.sub("", text)
+    return BLANK_LINES.sub("\n\n\n", text).strip("\n")
 
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "none": (remove_surrogates,),          # what cannot be stored goes in any case
     "clinical-fr": (
-        remove_surrogates, repair_mojibake, remove_controls, compose, remove_invisible, remove_html, collapse_space,
+        remove_surrogates, repair_mojibake, remove_controls, remove_invisible, compose, remove_html, collapse_space,
     ),
 }
 
@@ -137,5 +148,5 @@ def clean(text: str, method: str) -> tuple[str, list[str]]:
 
 
 def too_short(text: str, method: str) -> bool:
-    """Whether too little is left to be a document: fewer than three words for `clinical-fr`, nothing at all for `none`."""
+    """Whether too little is left to be a document: fewer than three words for `clinical-fr`, nothing for `none`."""
     return len(text.split()) < (FEWEST_WORDS if method == "clinical-fr" else 1)

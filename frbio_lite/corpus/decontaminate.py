@@ -1,8 +1,8 @@
 """Benchmark questions in the corpus: a document that shares a run of n words with a question is dropped.
 
-Word n-gram overlap as in Brown et al., "Language Models are Few-Shot Learners" (2020), appendix C: case folded, punctuation
-ignored, n = 13 by default. A question of fewer than n words counts as a whole if it has at least 8; shorter ones are too common
-to mean anything and are counted as skipped.
+Word n-gram overlap as in Brown et al., "Language Models are Few-Shot Learners" (2020), appendix C: case folded,
+punctuation ignored, n = 13 by default. A question of fewer than n words counts as a whole if it has at least 8;
+shorter ones are too common to mean anything and are counted as skipped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class Decontaminator:
 
     def __init__(self, benchmark_texts: Mapping[str, Sequence[str]], ngram: int) -> None:
         if not any(benchmark_texts.values()):
-            raise RequestError("corpus.decontaminate: its tasks have no question to look for; name other tasks or remove the section")
+            raise RequestError(
+                "corpus.decontaminate: its tasks have no question to look for; name other tasks or remove the section"
+            )
         self.ngram = ngram
         self.head = min(ngram, SHORTEST)
         self.questions = {task: len(texts) for task, texts in benchmark_texts.items()}

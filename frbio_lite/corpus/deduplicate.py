@@ -1,8 +1,8 @@
 """Duplicates: equal texts, or texts that share most of their word n-grams; the first in the order of the sources stays.
 
-`minhash` follows Broder, "On the resemblance and containment of documents" (1997): sketches of 128 hashes, candidates by
-locality-sensitive hashing in bands, and a candidate counts only when its estimated Jaccard similarity reaches the threshold.
-Texts are never kept: 16 bytes per document, and for `minhash` 512 bytes of sketch besides.
+`minhash` follows Broder, "On the resemblance and containment of documents" (1997): sketches of 128 hashes, candidates
+by locality-sensitive hashing in bands, and a candidate counts only when its estimated Jaccard similarity reaches the
+threshold. Texts are never kept: 16 bytes per document, and for `minhash` 512 bytes of sketch besides.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def bands_for(threshold: float) -> int:
 
 
 class Deduplicator:
-    """`reason(text)`: why the text is dropped as a duplicate of an earlier one, or an empty string; then it is remembered."""
+    """`reason(text)`: why a text is dropped as a duplicate of an earlier one, or "" and the text is remembered."""
 
     def __init__(self, settings: Deduplicate) -> None:
         self.settings = settings
@@ -61,7 +61,7 @@ class Deduplicator:
         return ""
 
     def _is_near(self, text: str) -> bool:
-        """Whether an earlier text is similar enough; if not, the sketch is kept. Texts shorter than one n-gram have none."""
+        """Whether an earlier text is similar enough; if not, the sketch is kept. Shorter than one n-gram: no sketch."""
         from rensa import RMinHash
 
         words = WORD.findall(text.casefold())

@@ -1,4 +1,4 @@
-"""What the corpus stage counts: documents, words and bytes after each step, changes by rule, drops by reason, all by source."""
+"""What the corpus stage counts, by source: documents, words and bytes after each step, changes by rule, and drops."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 UNITS = ("documents", "words", "bytes")
+Size = tuple[int, int, int]
+
+
+def size_of(text: str) -> Size:
+    """(1, words, bytes): words are separated by white space, bytes are those of UTF-8."""
+    return 1, len(text.split()), len(text.encode("utf-8", "surrogatepass"))
 
 
 class Funnel:
@@ -22,12 +28,11 @@ class Funnel:
         self.dropped: dict[str, Counter[str]] = {name: Counter() for name in sources}
         self.tasks: dict[str, Counter[str]] = {name: Counter() for name in sources}
 
-    def count(self, step: str, source: str, text: str) -> None:
-        """One document at a step; words are separated by white space, bytes are those of UTF-8."""
+    def count(self, step: str, source: str, size: Size) -> None:
+        """One document of this size at a step."""
         counts = self.counts[step][source]
-        counts["documents"] += 1
-        counts["words"] += len(text.split())
-        counts["bytes"] += len(text.encode("utf-8", "surrogatepass"))
+        for unit, n in zip(UNITS, size, strict=True):
+            counts[unit] += n
 
     def cleaned(self, source: str, rules: Sequence[str]) -> None:
         self.changed[source].update(rules)
@@ -46,18 +51,18 @@ class Funnel:
         return ", ".join(f"{n} {reason}" for reason, n in sorted(self.dropped[source].items())) or "none was read"
 
     def figures(self) -> dict[str, Any]:
-        """`steps` (in order, by source and in total), `cleaning`, `dropped` and `contamination` (documents by source and task)."""
+        """`steps` in order, in total and `by_source`; `rules`, `dropped` and `contamination`: documents by source."""
         steps = [
             {
                 "step": step,
-                "sources": by_source,
-                "total": {unit: sum(counts[unit] for counts in by_source.values()) for unit in UNITS},
+                **{unit: sum(counts[unit] for counts in by_source.values()) for unit in UNITS},
+                "by_source": by_source,
             }
             for step, by_source in self.counts.items()
         ]
         return {
             "steps": steps,
-            "cleaning": {name: dict(sorted(self.changed[name].items())) for name in self.sources},
+            "rules": {name: dict(sorted(self.changed[name].items())) for name in self.sources},
             "dropped": {name: dict(sorted(self.dropped[name].items())) for name in self.sources},
             "contamination": {"documents": {name: dict(sorted(self.tasks[name].items())) for name in self.sources}},
         }

@@ -1,4 +1,4 @@
-"""The license gate: no document goes further whose license is unknown or not in the recipe's `corpus.licenses.allow`."""
+"""The license gate: no document goes further whose license is unknown or not in `corpus.licenses.allow`."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class LicenseGate:
         document.license = canonical(document.license)
         if not document.license:
             raise RequestError(
-                f"the document {document.id} of the source {source.name} has no license: find out which one it has, write it as "
-                f"`license:` of the source, and allow it in {KEY}"
+                f"the document {document.id} of the source {source.name} has no license: find out which one it has, "
+                f"write it as `license:` of the source, and allow it in {KEY}"
             )
         return document.license in self.allowed
 

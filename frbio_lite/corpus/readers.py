@@ -1,7 +1,8 @@
 """File formats: .txt, .jsonl and .csv (each also as .gz) and .parquet, read as a stream of rows.
 
-A row is (where, values): `where` is `file:line` or `file, row n`, for messages; `values` holds the text column and whichever of
-source, document_type, license and id the file has. Whatever is wrong with a file is a RequestError that names the place.
+A row is (where, values): `where` is `file:line` or `file, row n`, for messages; `values` holds the text column and
+whichever of source, document_type, license and id the file has. Whatever is wrong with a file is a RequestError that
+names the place.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def extension(path: Path) -> str:
 def read_file(path: Path, text: str, separator: Separator) -> Iterator[Row]:
     """The rows of one file; `text` names the text column, `separator` says what ends a document in a .txt file.
 
-    Raises RequestError when the file is empty, of an unknown kind, binary, not UTF-8, damaged, or without the text column.
+    Raises RequestError when the file is empty, of an unknown kind, binary, not UTF-8, damaged, or without the text
+    column.
     """
     kind = extension(path).removesuffix(".gz")
     if not kind:
@@ -51,8 +53,8 @@ def require_column(columns: Collection[str], text: str, where: str) -> None:
     if text not in columns:
         shown = ", ".join(map(str, list(columns)[:12])) or "none"
         raise RequestError(
-            f"{where} has no column '{text}'{nearest(text, columns)}; its columns: {shown}; name the one that holds the text "
-            "in `text:` of the source"
+            f"{where} has no column '{text}'{nearest(text, columns)}; its columns: {shown}; name the one that holds "
+            "the text in `text:` of the source"
         )
 
 
@@ -70,7 +72,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _decode(path: Path, number: int, raw: bytes) -> str:
     if b"\0" in raw:
-        raise RequestError(f"{path}:{number} holds NUL bytes: not text in UTF-8 (binary, or UTF-16?); convert it to UTF-8")
+        raise RequestError(
+            f"{path}:{number} holds NUL bytes: not text in UTF-8 (binary, or UTF-16?); convert it to UTF-8"
+        )
     try:
         line = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -84,7 +88,8 @@ def _decode(path: Path, number: int, raw: bytes) -> str:
 def _read_txt(path: Path, text: str, separator: Separator) -> Iterator[Row]:
     """Documents of a text file, one line in memory at a time.
 
-    auto: blank lines separate the documents if at least 1 % of the lines are blank lines between text; else each line is one.
+    auto: blank lines separate the documents if at least 1 % of the lines are blank lines between text; else each line
+    is one.
     """
     if separator == "auto":
         separator = _usual_separator(path)
@@ -125,13 +130,15 @@ def _read_jsonl(path: Path, text: str) -> Iterator[Row]:
         except (json.JSONDecodeError, RecursionError) as error:
             raise RequestError(f"{where} is not valid JSON ({error}): correct or remove the line") from error
         if not isinstance(row, dict):
-            raise RequestError(f"{where} is a JSON {type(row).__name__}: each line must be an object with the key '{text}'")
+            raise RequestError(
+                f"{where} is a JSON {type(row).__name__}: each line must be an object with the key '{text}'"
+            )
         require_column(row, text, where)
         yield where, row
 
 
 def _read_csv(path: Path, text: str) -> Iterator[Row]:
-    """Rows of a CSV file with a header; the separator is whichever of comma, semicolon and tab the header has most of."""
+    """Rows of a CSV file with a header; the separator is whichever of , ; and tab the header has most of."""
     csv.field_size_limit(sys.maxsize)
     _, head = next(_lines(path), (1, ""))
     reader = csv.reader((f"{line}\n" for _, line in _lines(path)), delimiter=max(",;\t", key=head.count), strict=True)
@@ -144,7 +151,9 @@ def _read_csv(path: Path, text: str) -> Iterator[Row]:
                 require_column(header, text, where)
             elif fields:
                 if len(fields) != len(header):
-                    raise RequestError(f"{where} has {len(fields)} fields where the header has {len(header)}: quote or correct it")
+                    raise RequestError(
+                        f"{where} has {len(fields)} fields where the header has {len(header)}: quote or correct it"
+                    )
                 yield where, dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise RequestError(f"{path}:{reader.line_num} is not valid CSV ({error}): correct the quotes") from error

@@ -2,7 +2,8 @@
 
     for document in read_source(source, seed=17): ...
 
-Identifiers are the source's own `id` column or `name#000123`, the position in the file or dataset before anything is dropped.
+Identifiers are the source's own `id` column or `name#000123`, the position in the file or dataset before anything is
+dropped.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from frbio_lite.artifacts import canonical_hash, file_sha256
 from frbio_lite.corpus.readers import EXTENSIONS, METADATA, Row, extension, read_file, require_column
 from frbio_lite.errors import RequestError, nearest
 from frbio_lite.recipe import Corpus, Source
 
+if TYPE_CHECKING:
+    from frbio_lite.demo.world import Part
+
 DEMO = "demo:"
-DEMO_PARTS = ("medical", "general")
+DEMO_PARTS: tuple[Part, ...] = ("medical", "general")
 DEMO_COPIES = 20
 SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -42,14 +46,17 @@ def check_names(sources: Sequence[Source]) -> None:
     names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:
-            raise RequestError(f"corpus.sources lists '{name}' {names.count(name)} times: keep one, or put its files in two places")
+            raise RequestError(
+                f"corpus.sources lists '{name}' {names.count(name)} times: keep one, or put its files in two places"
+            )
 
 
 def source_digests(settings: Corpus) -> dict[str, str]:
     """A hash of what each source holds, by source name: what the corpus stage depends on besides the recipe.
 
-    Files: their names and contents. The embedded world: its path, facts and generators. A Hub dataset: id, config and revision.
-    Raises RequestError when a path leads to no file that a corpus can be read from, or a demo part does not exist.
+    Files: their names and contents. The embedded world: its path, facts and generators. A Hub dataset: id, config and
+    revision. Raises RequestError when a path leads to no file that a corpus can be read from, or a demo part does not
+    exist.
     """
     check_names(settings.sources)
     return {source.name: _digest(source) for source in settings.sources}
@@ -75,7 +82,8 @@ def _demo_files() -> dict[str, str]:
 
 
 def source_files(path: str) -> list[tuple[str, Path]]:
-    """(name in identifiers, file) of a path, a directory (all files of a known kind below it) or a glob, in order of name.
+    """(name in identifiers, file) of a path, a directory (all files of a known kind below it) or a glob, in order of
+    name.
 
     Files of other kinds and hidden ones are passed over in a directory, and refused where the path or glob names them.
     """
@@ -86,7 +94,9 @@ def source_files(path: str) -> list[tuple[str, Path]]:
         root = place
         found = [p for p in place.rglob("*") if p.is_file() and extension(p) and not _hidden(p.relative_to(place))]
         if not found:
-            raise RequestError(f"the directory {path} holds no file of a kind that a corpus is read from ({', '.join(EXTENSIONS)})")
+            raise RequestError(
+                f"the directory {path} holds no file of a kind that a corpus is read from ({', '.join(EXTENSIONS)})"
+            )
     elif glob.has_magic(path):
         found = [p for p in map(Path, glob.glob(str(place), recursive=True)) if p.is_file()]
         root = Path(*(part for i, part in enumerate(place.parts) if not glob.has_magic("/".join(place.parts[: i + 1]))))
@@ -105,18 +115,20 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _demo_part(path: str) -> tuple[str, int]:
+def _demo_part(path: str) -> tuple[Part, int]:
     """(part, copies) of `demo:PART[:COPIES]`."""
-    part, _, copies = path.removeprefix(DEMO).partition(":")
-    if part not in DEMO_PARTS:
-        raise RequestError(f"`path: {path}`: the embedded world has the parts {' and '.join(DEMO_PARTS)}{nearest(part, DEMO_PARTS)}")
+    name, _, copies = path.removeprefix(DEMO).partition(":")
+    part = next((p for p in DEMO_PARTS if p == name), None)
+    if part is None:
+        known = " and ".join(DEMO_PARTS)
+        raise RequestError(f"`path: {path}`: the embedded world has the parts {known}{nearest(name, DEMO_PARTS)}")
     if copies and not (copies.isascii() and copies.isdigit() and int(copies)):
         raise RequestError(f"`path: {path}`: the copies are a whole number above 0, as in {DEMO}{part}:{DEMO_COPIES}")
     return part, int(copies) if copies else DEMO_COPIES
 
 
 def read_source(source: Source, seed: int) -> Iterator[Document]:
-    """The documents of one source, in a fixed order. Raises RequestError for whatever cannot be read, or when there is none."""
+    """The documents of one source, in a fixed order. Raises RequestError when they cannot be read or there is none."""
     number = -1
     for number, document in enumerate(_read(source, seed)):  # noqa: B007  (its last value is the count)
         yield document
@@ -143,7 +155,9 @@ def _documents(source: Source, name: str, text: str, rows: Iterator[Row]) -> Ite
     for number, (where, row) in enumerate(rows):
         value = row[text]
         if value is not None and not isinstance(value, str):
-            raise RequestError(f"{where}: '{text}' is of type {type(value).__name__}, not text: name another column in `text:`")
+            raise RequestError(
+                f"{where}: '{text}' is of type {type(value).__name__}, not text: name another column in `text:`"
+            )
         own = {key: _string(row.get(key)) if key != text else "" for key in METADATA}
         yield Document(
             text=value or "",
@@ -173,6 +187,7 @@ def _hub_rows(source: Source) -> Iterator[Row]:
     except Exception as error:  # the library raises a different type for each way of not reaching a dataset
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise RequestError(
-            f"the Hub dataset {source.dataset} cannot be read ({type(error).__name__}: {reason}); without a network, get it elsewhere "
-            f"with `hf download {source.dataset} --repo-type dataset --local-dir DIR` and use `path: DIR`"
+            f"the Hub dataset {source.dataset} cannot be read ({type(error).__name__}: {reason}); without a network, "
+            f"get it elsewhere with `hf download {source.dataset} --repo-type dataset --local-dir DIR` and use "
+            "`path: DIR`"
         ) from error

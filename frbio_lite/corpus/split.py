@@ -1,4 +1,4 @@
-"""Which documents are held out: a share of each source for validation and for test, the same whatever the other sources hold."""
+"""Which documents are held out: a share of each source for validation and test, whatever the other sources hold."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def rank(seed: int, text: str) -> bytes:
 def assign(ranks: Sequence[bytes], strata: Sequence[str], validation: float, test: float) -> list[str]:
     """The split of each document of one source, given its rank and its stratum.
 
-    floor(fraction × documents) are held out, at least one each, shared among the strata in proportion (largest remainder);
-    within a stratum the lowest ranks go to validation and the next to test. Fewer than three documents are all for training.
+    floor(fraction × documents) are held out, at least one each, shared among the strata in proportion (largest
+    remainder); within a stratum the lowest ranks go to validation and the next to test. Fewer than three documents are
+    all for training.
     """
     splits = [TRAIN] * len(ranks)
     if len(ranks) < FEWEST:

@@ -137,7 +137,10 @@ def _groups(items: list[Fact], rng: Random) -> Iterator[list[Fact]]:
     """All facts once, in groups of two to five; neighbours in the shuffled order of domains stay together."""
     domains = sorted({f.domain for f in items})
     rng.shuffle(domains)
-    order = [f for d in domains for f in rng.sample(same := [f for f in items if f.domain == d], len(same))]
+    order: list[Fact] = []
+    for domain in domains:
+        same = [f for f in items if f.domain == domain]
+        order += rng.sample(same, len(same))
     start = 0
     while start < len(order):
         size = rng.randint(2, 5)

@@ -2,8 +2,9 @@
 
     load_items(task, "validation", data=Path("benchmarks-data"))
 
-Rows come from the Hub, from local copies `DATA/NAME/{validation,test,shots}.{jsonl,parquet,json}` in the published columns, from the
-embedded world, or from the corpus. What is missing or does not fit is an error that names task, item and column.
+Rows come from the Hub, from local copies `DATA/NAME/{validation,test,shots}.{jsonl,parquet,json}` in the published
+columns, from the embedded world, or from the corpus. What is missing or does not fit is an error that names task, item
+and column.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ FORMATS = ("jsonl", "parquet", "json")
 
 @dataclass(frozen=True)
 class Question:
-    """A multiple-choice item: the prompt without examples, the choices as they are scored, the position of the right one."""
+    """A multiple-choice item: prompt without examples, choices as they are scored, position of the right one."""
 
     id: str
     prompt: str
     choices: tuple[str, ...]
     gold: int
-    text: str                               # the question's own words, without template and choices
+    text: str  # the question's own words, without template and choices
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ Row = dict[str, Any]
 
 
 def load_items(
-    task: Task, split: SplitName, *, documents: Path | None = None, data: Path | None = None, offline: bool = False,
+    task: Task,
+    split: SplitName,
+    *,
+    documents: Path | None = None,
+    data: Path | None = None,
+    offline: bool = False,
     limit: int | None = None,
 ) -> list[Item]:
     """The first `limit` items of a split (all by default), in published order.
@@ -66,13 +72,15 @@ def load_items(
     seen: set[str] = set()
     for item in items:
         if item.id in seen:
-            raise RequestError(f"task {task.name}: two items of the {split} split have the id '{item.id}' (column '{task.id or 'id'}')")
+            raise RequestError(
+                f"task {task.name}: two items of the {split} split have the id '{item.id}' (column '{task.id or 'id'}')"
+            )
         seen.add(item.id)
     return items
 
 
 def benchmark_texts(tasks: Iterable[Task], *, data: Path | None = None, offline: bool = False) -> dict[str, list[str]]:
-    """What the multiple-choice tasks ask, by task: the texts of the validation and test questions, for decontamination."""
+    """What the multiple-choice tasks ask in validation and test, by task: the questions' texts, for decontamination."""
     found: dict[str, list[str]] = {}
     for task in tasks:
         if task.kind != "multiple_choice":
@@ -96,13 +104,18 @@ def _questions(task: Task, rows: Iterable[Row]) -> Iterator[Question]:
 def _question(task: Task, row: Row, id_: str, answers: list[Any]) -> Question:
     choices = _choices(task, row, id_)
     if len(answers) != 1:
-        raise RequestError(f"task {task.name}, item {id_}: column '{task.gold}' holds {len(answers)} answers where one is needed")
+        raise RequestError(
+            f"task {task.name}, item {id_}: column '{task.gold}' holds {len(answers)} answers where one is needed"
+        )
     gold = _position(answers[0], task.gold_first)
     if gold is None or not 0 <= gold < len(choices):
-        raise RequestError(f"task {task.name}, item {id_}: column '{task.gold}' is {answers[0]!r}, which is none of the {len(choices)} choices")
+        raise RequestError(
+            f"task {task.name}, item {id_}: column '{task.gold}' is {answers[0]!r}, "
+            f"which is none of the {len(choices)} choices"
+        )
     values = {column: _text(task, row, column, id_) for column in task.prompt_columns}
     asked = [values[c] for c in task.prompt_columns if c not in (task.choices or ()) and values[c]]
-    prompt = fill(task.prompt or "", values).lstrip()   # an optional column that opens the prompt leaves its line empty
+    prompt = fill(task.prompt or "", values).lstrip()  # an optional column that opens the prompt leaves its line empty
     scored = tuple(LETTERS[: len(choices)]) if task.continuation == "letter" else choices
     return Question(id_, prompt, scored, gold, "\n".join(asked))
 
@@ -164,8 +177,10 @@ def _position(answer: Any, first: int) -> int | None:
 def _rows(task: Task, split: SplitName, data: Path | None, offline: bool) -> Iterable[Row]:
     published = getattr(task.splits, split)
     if published is None:
-        purpose = "examples (shots)" if split == "shots" else f"a {split} split"
-        raise RequestError(f"task {task.name} has no {purpose}" + ("; use --shots 0 for it" if split == "shots" else ""))
+        purpose = "examples (shots)" if split == "shots" else f"{split} split"
+        raise RequestError(
+            f"task {task.name} has no {purpose}" + ("; use --shots 0 for it" if split == "shots" else "")
+        )
     if task.demo is not None:
         return [asdict(q) for q in world.questions(task.demo) if q.split == published]
     local = _local_file(task, split, data)
@@ -173,7 +188,9 @@ def _rows(task: Task, split: SplitName, data: Path | None, offline: bool) -> Ite
         return _read(local)
     if offline:
         place = f"{data}/{task.name}/{split}.jsonl" if data else f"--data DIR with DIR/{task.name}/{split}.jsonl"
-        raise RequestError(f"task {task.name}: no local copy of its {split} items; put them in {place} (or .parquet, .json)")
+        raise RequestError(
+            f"task {task.name}: no local copy of its {split} items; put them in {place} (or .parquet, .json)"
+        )
     return _from_hub(task, split, published)
 
 
@@ -202,15 +219,15 @@ def _read(path: Path) -> list[Row]:
 
 
 def _from_hub(task: Task, split: SplitName, published: str) -> Iterable[Row]:
-    import datasets                                     # a second to import, and only this path needs it
+    import datasets  # a second to import, and only this path needs it
 
     try:
         return datasets.load_dataset(task.dataset, task.config, revision=task.revision, split=published)  # type: ignore[no-any-return]
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RequestError(
-            f"task {task.name}: {task.dataset} cannot be loaded from the Hub ({reason}); without a network pass --data DIR "
-            f"with a copy in DIR/{task.name}/{split}.jsonl"
+            f"task {task.name}: {task.dataset} cannot be loaded from the Hub ({reason}); "
+            f"without a network pass --data DIR with a copy in DIR/{task.name}/{split}.jsonl"
         ) from error
 
 
@@ -224,7 +241,9 @@ def _documents(task: Task, split: SplitName, corpus: Path | None) -> Iterator[Do
         raise RequestError(f"task {task.name}: {corpus} holds no documents/*.parquet")
     for file in files:
         try:
-            table = pq.read_table(file, columns=["id", "text"], filters=[("role", "==", task.heldout), ("split", "==", split)])
+            table = pq.read_table(
+                file, columns=["id", "text"], filters=[("role", "==", task.heldout), ("split", "==", split)]
+            )
         except (OSError, pa.ArrowException) as error:
             raise RequestError(f"task {task.name}: {file} cannot be read: {str(error).splitlines()[0]}") from error
         for row in table.to_pylist():

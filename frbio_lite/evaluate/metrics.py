@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypedDict
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from frbio_lite.errors import RequestError
 
-Z = 1.959963984540054                       # the 97.5 % quantile of the normal distribution
-DRAWS = 1 << 22                             # bootstrap indices held at once
+Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+DRAWS = 1 << 22  # bootstrap indices held at once
 
 
-class Row(TypedDict):
+@dataclass(frozen=True)
+class Row:
     """A line of results.json. Accuracies are fractions; bits per byte are bits per UTF-8 byte of text."""
 
     task: str
@@ -41,7 +42,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 def bootstrap_ratio(
     numerators: npt.NDArray[np.float64], denominators: npt.NDArray[np.float64], resamples: int, seed: int
 ) -> tuple[float, float]:
-    """95 % percentile interval of sum(numerators) / sum(denominators), [N] each, resampling the N documents (Efron 1979)."""
+    """95 % percentile interval of sum(numerators) / sum(denominators), both [N], resampling documents (Efron 1979)."""
     rng = np.random.default_rng(seed)
     n = len(numerators)
     ratios = np.empty(resamples)
@@ -54,24 +55,24 @@ def bootstrap_ratio(
 
 
 def bits_per_byte(nats: Sequence[float], sizes: Sequence[int], resamples: int, seed: int) -> tuple[float, float, float]:
-    """(value, low, high): negative log-likelihoods in nats over all documents, in bits, per UTF-8 byte of their text."""
+    """(value, low, high): documents' negative log-likelihoods (nats) in bits, per UTF-8 byte of their text."""
     bits = np.array(nats, dtype=np.float64) / math.log(2)
     lengths = np.array(sizes, dtype=np.float64)
     return float(bits.sum() / lengths.sum()), *bootstrap_ratio(bits, lengths, resamples, seed)
 
 
 def gains(rows: Sequence[Row], base_rows: Sequence[Row]) -> dict[str, float]:
-    """What a model gained over its base, by group: the mean over the group's accuracy tasks of 100 × (value − base), in points.
+    """What a model gained over its base, by group, in points: the mean of 100 × (value − base) over its accuracy tasks.
 
     A group without accuracy tasks has the mean percentage of bits saved, 100 × (base − value) / base.
     Raises RequestError when the two lists do not cover the same tasks and items.
     """
     pairs = _paired(rows, base_rows)
     found: dict[str, float] = {}
-    for group in sorted({row["group"] for row, _ in pairs}):
-        mine = [(r, b) for r, b in pairs if r["group"] == group]
-        points = [100 * (r["value"] - b["value"]) for r, b in mine if r["metric"] != "bits_per_byte"]
-        saved = [100 * (b["value"] - r["value"]) / b["value"] for r, b in mine if r["metric"] == "bits_per_byte"]
+    for group in sorted({row.group for row, _ in pairs}):
+        mine = [(r, b) for r, b in pairs if r.group == group]
+        points = [100 * (r.value - b.value) for r, b in mine if r.metric != "bits_per_byte"]
+        saved = [100 * (b.value - r.value) / b.value for r, b in mine if r.metric == "bits_per_byte"]
         counted = points or saved
         found[group] = sum(counted) / len(counted)
     return found
@@ -82,9 +83,11 @@ def _paired(rows: Sequence[Row], base_rows: Sequence[Row]) -> list[tuple[Row, Ro
     if len(ours) != len(rows) or len(theirs) != len(base_rows):
         raise RequestError("results to compare name the same task twice")
     if differing := sorted({key[0] for key in ours.keys() ^ theirs.keys()}):
-        raise RequestError(f"results do not cover the same tasks and items: {', '.join(differing)} differ; evaluate both the same way")
+        raise RequestError(
+            f"results do not cover the same tasks and items: {', '.join(differing)} differ; evaluate both the same way"
+        )
     return [(ours[key], theirs[key]) for key in sorted(ours)]
 
 
 def _identity(row: Row) -> tuple[str, str, str, str, int, int]:
-    return row["task"], row["group"], row["split"], row["metric"], row["items"], row["shots"]
+    return row.task, row.group, row.split, row.metric, row.items, row.shots

@@ -1,11 +1,11 @@
-"""Score a model on tasks: prepare the items once, score as many models on them as wanted, resume where one was interrupted."""
+"""Score models on tasks: prepare the items once, score many models on them, resume where one was interrupted."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +34,10 @@ from frbio_lite.progress import Progress, say
 
 ITEMS = "items.jsonl"
 RESULTS = "results.json"
-SAVE_TOKENS = 8 * BATCH_TOKENS              # items of about this many tokens are scored between two writes to items.jsonl
+SAVE_TOKENS = 8 * BATCH_TOKENS  # items of about this many tokens are scored between two writes to items.jsonl
 
 Line = dict[str, Any]
-Key = tuple[str, str]                       # task, item id
+Key = tuple[str, str]  # task, item id
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class PreparedItem:
     task: Task
     id: str
     prompt_hash: str
-    requests: tuple[Request, ...]           # one per choice; for a document one that holds all its tokens
+    requests: tuple[Request, ...]  # one per choice; for a document one that holds all its tokens
     gold: int = 0
-    lengths: tuple[int, ...] = ()           # characters of the choices
-    bytes: int = 0                          # UTF-8 bytes of the document
+    lengths: tuple[int, ...] = ()  # characters of the choices
+    bytes: int = 0  # UTF-8 bytes of the document
 
     @property
     def key(self) -> Key:
@@ -68,8 +68,18 @@ class Prepared:
 
 
 def evaluate(
-    model: Model, tokenizer: Tokenizer, tasks: Sequence[Task], split: Literal["validation", "test"], settings: recipe.Eval,
-    directory: Path, *, model_name: str, documents: Path | None = None, data: Path | None = None, offline: bool = False, seed: int,
+    model: Model,
+    tokenizer: Tokenizer,
+    tasks: Sequence[Task],
+    split: Literal["validation", "test"],
+    settings: recipe.Eval,
+    directory: Path,
+    *,
+    model_name: str,
+    documents: Path | None = None,
+    data: Path | None = None,
+    offline: bool = False,
+    seed: int,
 ) -> list[Row]:
     """Score a model on the `split` items of tasks: `prepare` and `evaluate_prepared` in one."""
     prepared = prepare(tasks, tokenizer, split, settings, documents=documents, data=data, offline=offline)
@@ -77,8 +87,14 @@ def evaluate(
 
 
 def prepare(
-    tasks: Sequence[Task], tokenizer: Tokenizer, split: Literal["validation", "test"], settings: recipe.Eval, *,
-    documents: Path | None = None, data: Path | None = None, offline: bool = False,
+    tasks: Sequence[Task],
+    tokenizer: Tokenizer,
+    split: Literal["validation", "test"],
+    settings: recipe.Eval,
+    *,
+    documents: Path | None = None,
+    data: Path | None = None,
+    offline: bool = False,
 ) -> Prepared:
     """Load and tokenise the items. `settings.shots` examples precede each question (documents have none).
 
@@ -103,14 +119,22 @@ def _shots(task: Task, count: int, data: Path | None, offline: bool) -> str:
         return ""
     items = load_items(task, "shots", data=data, offline=offline, limit=count)
     if len(items) < count:
-        raise RequestError(f"task {task.name} has {len(items)} examples where {count} shots are asked for: use --shots {len(items)} or fewer")
+        raise RequestError(
+            f"task {task.name} has {len(items)} examples where {count} shots are asked for: "
+            f"use --shots {len(items)} or fewer"
+        )
     examples = [i for i in items if isinstance(i, Question)]
     return "".join(f"{q.prompt}{task.delimiter}{q.choices[q.gold]}\n\n" for q in examples)
 
 
-def _prepare_questions(task: Task, questions: Sequence[Question], shots: str, tokenizer: Tokenizer) -> Iterator[PreparedItem]:
+def _prepare_questions(
+    task: Task, questions: Sequence[Question], shots: str, tokenizer: Tokenizer
+) -> Iterator[PreparedItem]:
     prompts = [shots + q.prompt for q in questions]
-    requests = choice_requests(tokenizer, prompts, [[task.delimiter + c for c in q.choices] for q in questions])
+    try:
+        requests = choice_requests(tokenizer, prompts, [[task.delimiter + c for c in q.choices] for q in questions])
+    except RequestError as error:
+        raise RequestError(f"task {task.name}: {error}") from error
     for question, prompt, made in zip(questions, prompts, requests, strict=True):
         content = [task.kind, task.metric, prompt, task.delimiter, question.choices, question.gold]
         lengths = tuple(len(choice) for choice in question.choices)
@@ -121,7 +145,9 @@ def _prepare_documents(task: Task, documents: Sequence[Document], tokenizer: Tok
     prefix = prefix_token(tokenizer)
     for document, tokens in zip(documents, encode(tokenizer, [d.text for d in documents]), strict=True):
         request = Request([prefix, *tokens], len(tokens))
-        yield PreparedItem(task, document.id, canonical_hash([task.kind, document.text]), (request,), bytes=len(document.text.encode()))
+        yield PreparedItem(
+            task, document.id, canonical_hash([task.kind, document.text]), (request,), bytes=len(document.text.encode())
+        )
 
 
 def evaluate_prepared(
@@ -129,7 +155,7 @@ def evaluate_prepared(
 ) -> list[Row]:
     """Score a model on prepared items; write `items.jsonl` as they are scored, then `results.json`; return its rows.
 
-    Items that an interrupted call of the same model left in `directory` are not scored again. `seed` is that of the bootstrap.
+    Items that an interrupted call of the same model left in `directory` are not scored again. `seed`: the bootstrap's.
     Puts the model in eval mode. Raises RuntimeError when the model gives a log-likelihood that is not finite.
     """
     model.eval()
@@ -139,7 +165,10 @@ def evaluate_prepared(
     lines = _read_lines(path, expected)
     write_text(path, _jsonl(lines.values()))
     todo = [item for item in prepared.items if item.key not in lines]
-    with Progress(f"evaluate {model_name}", len(expected), "item", initial=len(lines)) as bar, path.open("a", encoding="utf-8") as file:
+    with (
+        Progress(f"evaluate {model_name}", len(expected), "item", initial=len(lines)) as bar,
+        path.open("a", encoding="utf-8") as file,
+    ):
         for batch in _portions(todo):
             made = _score(model, batch)
             file.write(_jsonl(made))
@@ -147,9 +176,11 @@ def evaluate_prepared(
             lines.update({item.key: line for item, line in zip(batch, made, strict=True)})
             bar.advance(len(batch))
     _warn_truncated(lines)
-    write_text(path, _jsonl(lines[item.key] for item in prepared.items))    # in the items' order, whatever the order of scoring
+    write_text(
+        path, _jsonl(lines[item.key] for item in prepared.items)
+    )  # in the items' order, whatever the order of scoring
     rows = [_row(task, prepared, lines, settings.bootstrap, seed) for task in prepared.tasks]
-    write_json(directory / RESULTS, {"model": model_name, "rows": rows})
+    write_json(directory / RESULTS, {"model": model_name, "rows": [asdict(row) for row in rows]})
     return rows
 
 
@@ -171,11 +202,13 @@ def _score(model: Model, items: Sequence[PreparedItem]) -> list[Line]:
     positions = max_positions(model)
     fitted = [_fit(item, positions) for item in items]
     scores = iter(log_likelihoods(model, [request for requests in fitted for request in requests]).tolist())
-    return [_line(item, requests, [next(scores) for _ in requests]) for item, requests in zip(items, fitted, strict=True)]
+    return [
+        _line(item, requests, [next(scores) for _ in requests]) for item, requests in zip(items, fitted, strict=True)
+    ]
 
 
 def _fit(item: PreparedItem, positions: int | None) -> list[Request]:
-    """The item's requests as the model can read them: a document in windows, a question without its beginning where it is too long."""
+    """The item's requests as the model can read them: a document in windows, a long question without its beginning."""
     if item.task.kind == "bits_per_byte":
         tokens = item.requests[0].tokens
         return windows(tokens[1:], tokens[0], min(positions or WINDOW, WINDOW))
@@ -187,22 +220,33 @@ def _fit(item: PreparedItem, positions: int | None) -> list[Request]:
 
 def _line(item: PreparedItem, requests: Sequence[Request], scores: list[float]) -> Line:
     if not all(map(math.isfinite, scores)):
-        raise RuntimeError(f"task {item.task.name}, item {item.id}: the model gives a log-likelihood that is not finite: {scores}")
+        raise RuntimeError(
+            f"task {item.task.name}, item {item.id}: the model gives a log-likelihood that is not finite: {scores}"
+        )
     line: Line = {"task": item.task.name, "id": item.id, "prompt_hash": item.prompt_hash}
     if item.task.kind == "bits_per_byte":
         return line | {"nats": -math.fsum(scores), "bytes": item.bytes, "tokens": sum(r.scored for r in requests)}
-    ranked = [s / n for s, n in zip(scores, item.lengths, strict=True)] if item.task.metric == "accuracy_norm" else scores
-    prediction = int(np.argmax(ranked))     # the first of equals
+    ranked = (
+        [s / n for s, n in zip(scores, item.lengths, strict=True)] if item.task.metric == "accuracy_norm" else scores
+    )
+    prediction = int(np.argmax(ranked))  # the first of equals
     cut = any(len(a.tokens) < len(b.tokens) for a, b in zip(requests, item.requests, strict=True))
     return line | {
-        "log_likelihoods": scores, "prediction": prediction, "gold": item.gold, "correct": prediction == item.gold, "truncated": cut,
+        "log_likelihoods": scores,
+        "prediction": prediction,
+        "gold": item.gold,
+        "correct": prediction == item.gold,
+        "truncated": cut,
     }
 
 
 def _warn_truncated(lines: dict[Key, Line]) -> None:
     cut = [task for (task, _), line in lines.items() if line.get("truncated")]
     for task in sorted(set(cut)):
-        say(f"{task}: {cut.count(task)} prompts are longer than the model's context and were scored without their beginning")
+        say(
+            f"{task}: {cut.count(task)} prompts are longer than the model's context: "
+            "they were scored without their beginning"
+        )
 
 
 def _row(task: Task, prepared: Prepared, lines: dict[Key, Line], resamples: int, seed: int) -> Row:
@@ -213,8 +257,17 @@ def _row(task: Task, prepared: Prepared, lines: dict[Key, Line], resamples: int,
     else:
         right = sum(m["correct"] for m in mine)
         value, (low, high), shots = right / len(mine), wilson(right, len(mine)), prepared.shots
-    return Row(task=task.name, group=task.group, split=prepared.split, metric=task.metric, value=value, low=low, high=high,
-               items=len(mine), shots=shots)
+    return Row(
+        task=task.name,
+        group=task.group,
+        split=prepared.split,
+        metric=task.metric,
+        value=value,
+        low=low,
+        high=high,
+        items=len(mine),
+        shots=shots,
+    )
 
 
 def _jsonl(lines: Any) -> str:
@@ -222,7 +275,7 @@ def _jsonl(lines: Any) -> str:
 
 
 def _read_lines(path: Path, expected: dict[Key, str]) -> dict[Key, Line]:
-    """The lines of an interrupted call that still hold; a torn last line and lines of other items or prompts are left out."""
+    """The lines of an interrupted call that still hold: whole, and of the same items and prompts."""
     if not path.is_file():
         return {}
     found: dict[Key, Line] = {}

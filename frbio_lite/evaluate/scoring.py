@@ -1,10 +1,11 @@
 """Log-likelihoods: of choices after a prompt, and of documents in windows.
 
-Both are the same request: a sequence of tokens of which the last `scored` count. Requests are batched by length, run through the model
-once, and the head is applied to the scored positions alone, so that logits stay small whatever the vocabulary.
+Both are the same request: a sequence of tokens of which the last `scored` count. Requests are batched by length, run
+through the model once, and the head is applied to the scored positions alone, so that logits stay small whatever the
+vocabulary.
 
-Rows are padded on the right and no attention mask is given: with causal attention a position sees those before it, padding comes after
-all real tokens, and what the model computes at padding is not read.
+Rows are padded on the right and no attention mask is given: with causal attention a position sees those before it,
+padding comes after all real tokens, and what the model computes at padding is not read.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from torch import Tensor
 from frbio_lite.errors import RequestError
 from frbio_lite.model import LOGITS_BYTES, Model, Tokenizer, causal_lm, hidden_states, token_losses
 
-BATCH_TOKENS = 8192                         # input tokens of one forward pass, padding included
-WINDOW = 1024                               # longest window for documents; shorter where the model has fewer positions
+BATCH_TOKENS = 8192  # input tokens of one forward pass, padding included
+WINDOW = 1024  # longest window for documents; shorter where the model has fewer positions
 
 
 @dataclass(frozen=True)
 class Request:
-    """`tokens` of which the last `scored` are scored, each given all before it; at least one token comes before them."""
+    """`tokens` of which the last `scored` are scored, each given all before it; at least one comes before them."""
 
     tokens: list[int]
     scored: int
 
 
 def prefix_token(tokenizer: Tokenizer) -> int:
-    """The token that stands before a text when nothing else does: begin-of-text where the tokenizer has one, else end-of-text."""
+    """The token before a text that nothing precedes: begin-of-text where the tokenizer has one, else end-of-text."""
     token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if token is None:
         raise RequestError("the tokenizer has neither a begin-of-text nor an end-of-text token")
@@ -45,11 +46,15 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of each text, without special tokens."""
     if not texts:
         return []
-    encoded: Any = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    encoded: Any = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
+    )
     return list(encoded["input_ids"])
 
 
-def choice_requests(tokenizer: Tokenizer, prompts: Sequence[str], continuations: Sequence[Sequence[str]]) -> list[list[Request]]:
+def choice_requests(
+    tokenizer: Tokenizer, prompts: Sequence[str], continuations: Sequence[Sequence[str]]
+) -> list[list[Request]]:
     """For each prompt a request per continuation, split into tokens as lm-evaluation-harness does.
 
     Spaces that end the prompt move to the continuation; prompt and continuation are encoded together, and what follows
@@ -77,7 +82,8 @@ def choice_requests(tokenizer: Tokenizer, prompts: Sequence[str], continuations:
 def truncated(request: Request, positions: int | None) -> Request:
     """The request with its beginning cut so that it fits the model's `positions` (None: no limit).
 
-    The last token is only predicted, never read, so `positions` + 1 tokens fit. Raises RequestError when the scored part alone does not.
+    The last token is only predicted, never read, so `positions` + 1 tokens fit.
+    Raises RequestError when the scored part alone does not.
     """
     if positions is None or len(request.tokens) <= positions + 1:
         return request
@@ -122,7 +128,7 @@ def _batches(requests: Sequence[Request]) -> Iterator[list[int]]:
 
 
 def _score(batch: Sequence[Request], model: Model) -> npt.NDArray[np.float64]:
-    width = len(batch[0].tokens) - 1        # the longest comes first; the last token is only predicted
+    width = len(batch[0].tokens) - 1  # the longest comes first; the last token is only predicted
     inputs = np.zeros((len(batch), width), dtype=np.int64)
     for row, request in enumerate(batch):
         inputs[row, : len(request.tokens) - 1] = request.tokens[:-1]
@@ -131,7 +137,7 @@ def _score(batch: Sequence[Request], model: Model) -> npt.NDArray[np.float64]:
     picked = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)])
     targets = np.concatenate([request.tokens[-request.scored :] for request in batch])
     device = next(model.parameters()).device
-    hidden = hidden_states(model, torch.from_numpy(inputs).to(device)).flatten(0, 1)     # [B*T, H]
+    hidden = hidden_states(model, torch.from_numpy(inputs).to(device)).flatten(0, 1)  # [B*T, H]
     nats = _losses(model, hidden[torch.from_numpy(picked).to(device)], torch.from_numpy(targets).to(device))
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     return -np.add.reduceat(nats.double().cpu().numpy(), starts)
@@ -141,5 +147,7 @@ def _losses(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
     """Negative log-probabilities, fp32 [R], of targets [R] after hidden states [R, H], a chunk of logits at a time."""
     vocabulary = causal_lm(model).config.get_text_config().vocab_size
     rows = max(1, LOGITS_BYTES // (4 * vocabulary))
-    parts = [token_losses(model, h, t) for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)]
+    parts = [
+        token_losses(model, h, t) for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
     return torch.cat(parts)

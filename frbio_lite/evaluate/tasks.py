@@ -28,11 +28,11 @@ Metric = Literal["accuracy", "accuracy_norm", "bits_per_byte"]
 
 
 class Splits(Section):
-    """Which published rows serve as what: a split's name, or a part of one, such as `test[300:]` (as `datasets` slices)."""
+    """Which published rows serve as what: a split, or a part of one such as `test[300:]` (as `datasets` slices)."""
 
     validation: str | None = None
     test: str | None = None
-    shots: str | None = None                # where few-shot examples come from
+    shots: str | None = None  # where few-shot examples come from
 
     @field_validator("*")
     @classmethod
@@ -53,7 +53,7 @@ class Splits(Section):
 
 def _rows_of(value: str) -> tuple[str, int, float]:
     found = SLICE.fullmatch(value)
-    assert found is not None                # held by the validator above
+    assert found is not None  # held by the validator above
     return found["name"], int(found["start"] or 0), float(found["stop"] or "inf")
 
 
@@ -62,13 +62,13 @@ def _overlap(a: tuple[str, int, float], b: tuple[str, int, float]) -> bool:
 
 
 class Task(Section):
-    """A benchmark. Its items come from exactly one of `dataset` (Hub), `demo` (the embedded world) or `heldout` (the corpus)."""
+    """A benchmark. Its items come from `dataset` (Hub), `demo` (the embedded world) or `heldout` (the corpus)."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     group: Group
-    sets: tuple[str, ...] = ()              # collections that recipes may name instead of their tasks
+    sets: tuple[str, ...] = ()  # collections that recipes may name instead of their tasks
     kind: Literal["multiple_choice", "bits_per_byte"]
-    metric: Metric                          # accuracy_norm: log-likelihoods divided by the choices' characters
+    metric: Metric  # accuracy_norm: log-likelihoods divided by the choices' characters
 
     dataset: str | None = None
     config: str | None = None
@@ -77,26 +77,31 @@ class Task(Section):
     heldout: Literal["domain", "replay"] | None = None
     splits: Splits = Splits()
 
-    rename: dict[str, str] = {}             # column as published elsewhere → as named here (nested columns are `outer.inner`)
-    id: str | None = None                   # the column that names an item; none: the row's number
-    prompt: str | None = None               # `{column}` is replaced by the row's value
-    choices: str | tuple[str, ...] | None = None    # one column holding a list, or a column per choice
-    continuation: Literal["text", "letter"] = "text"    # what is scored after the prompt: the choice itself, or A, B, C…
-    gold: str | None = None                 # column: a letter, a number, or a list of one
-    gold_first: Literal[0, 1] = 0           # the number of the first choice, when gold is a number
-    single_answer: bool = False             # leave out the rows whose gold lists several answers
-    optional: tuple[str, ...] = ()          # columns of the prompt that may be empty
-    delimiter: str = " "                    # between prompt and choice
+    rename: dict[str, str] = Field(
+        default_factory=dict
+    )  # column as published elsewhere → as named here (nested columns are `outer.inner`)
+    id: str | None = None  # the column that names an item; none: the row's number
+    prompt: str | None = None  # `{column}` is replaced by the row's value
+    choices: str | tuple[str, ...] | None = None  # one column holding a list, or a column per choice
+    continuation: Literal["text", "letter"] = "text"  # what is scored after the prompt: the choice itself, or A, B, C…
+    gold: str | None = None  # column: a letter, a number, or a list of one
+    gold_first: Literal[0, 1] = 0  # the number of the first choice, when gold is a number
+    single_answer: bool = False  # leave out the rows whose gold lists several answers
+    optional: tuple[str, ...] = ()  # columns of the prompt that may be empty
+    delimiter: str = " "  # between prompt and choice
 
     license: str
-    items: Annotated[int, Field(gt=0)] | None = None    # published size of the test split
+    items: Annotated[int, Field(gt=0)] | None = None  # published size of the test split
     note: str = ""
 
     @model_validator(mode="after")
     def _complete(self) -> Task:
         origins = [key for key in ("dataset", "demo", "heldout") if getattr(self, key) is not None]
         if len(origins) != 1:
-            raise ValueError("a task has one of `dataset`, `demo` and `heldout`" + (f", not {' and '.join(origins)}" if origins else ""))
+            raise ValueError(
+                "a task has one of `dataset`, `demo` and `heldout`"
+                + (f", not {' and '.join(origins)}" if origins else "")
+            )
         if (self.kind == "bits_per_byte") != (self.metric == "bits_per_byte"):
             raise ValueError(f"metric {self.metric} does not belong to kind {self.kind}")
         if (self.heldout is not None) != (self.kind == "bits_per_byte"):
@@ -141,7 +146,10 @@ def task_names() -> list[str]:
 
 
 def load_tasks(names: Iterable[str]) -> list[Task]:
-    """The tasks of these names, sets or YAML files, in order, each once. Raises RequestError for what is unknown or malformed."""
+    """The tasks of these names, sets or YAML files, in order, each once.
+
+    Raises RequestError for what is unknown or malformed.
+    """
     found: dict[str, Task] = {}
     for name in names:
         for task in _named(name):
@@ -163,7 +171,9 @@ def _named(name: str) -> list[Task]:
     members = [task for task in shipped.values() if name in task.sets]
     if not members:
         known = [*shipped, *dict.fromkeys(s for task in shipped.values() for s in task.sets)]
-        raise RequestError(f"no task or set is called '{name}'{nearest(name, known) or '; `frbio tasks list` shows them'}")
+        raise RequestError(
+            f"no task or set is called '{name}'{nearest(name, known) or '; `frbio tasks list` shows them'}"
+        )
     return members
 
 

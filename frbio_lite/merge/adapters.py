@@ -61,6 +61,7 @@ class LoraAdapter:
         _check_settings(directory, self.settings)
         self.weights = Weights(directory, single=FILE)
         self.replaced: dict[str, str] = {}
+        self.copies: dict[str, str] = {}
         self.changes = self._pairs()
         shared = {*tied.keys(), *tied.values()}
         for name in [*self.changes, *self.replaced]:
@@ -75,6 +76,8 @@ class LoraAdapter:
                     f"which the base {base.directory} does not have"
                 )
             self._check_shapes(name)
+        for name, key in self.copies.items():
+            self._check_copy(key, name)
         if not self.changes and not self.replaced:
             raise RequestError(f"{directory / FILE} holds no LoRA tensors")
 
@@ -93,7 +96,7 @@ class LoraAdapter:
             if part:
                 found.setdefault(name.removesuffix("." + part), {})[PARTS[part]] = key
             elif name.endswith(".base_layer.weight"):
-                self._check_copy(key, name.replace(".base_layer.", "."))
+                self.copies[name.replace(".base_layer.", ".")] = key
             elif self._is_saved_module(name):
                 self.replaced[name] = key
             else:

@@ -28,9 +28,10 @@ LARGEST_PAGE = 3_000_000                  # bytes
 
 
 def write_report(runs: Sequence[Path], output: Path) -> dict[str, Any]:
-    """Write the page of one run, or of several compared, to `output`, whole or not at all; its folder is made if missing.
+    """Write the page of one run, or of several compared, to `output`, whole or not at all.
 
     A run is a directory that `frbio run --out` filled; stages that are not finished are shown as not there yet.
+    The folder of `output` is made if missing.
     Returns `bytes`, and for each run its `name`, `directory`, `verdict` (sentences) and `missing` (stages).
     Raises RequestError when there is no run, a directory is none or is damaged, the page would pass `LARGEST_PAGE`,
     or `output` cannot be written.

@@ -18,7 +18,7 @@ DASHES = ("", "7 4", "2 3", "10 3 2 3")
 
 @dataclass(frozen=True)
 class Point:
-    """`low` and `high` are the bounds of its interval, or the spread that it stands for; `text` is what a reader is told."""
+    """`low`, `high`: its interval, or the spread that it stands for; `text`: what a reader is told."""
 
     x: float
     y: float
@@ -48,7 +48,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Frame:
-    """The chart around its lines: a description for those who do not see it, axes (y is named by the caption), a mark."""
+    """The chart around its lines: a description for those who do not see it, axes (the caption names y), a mark."""
 
     description: str
     x_label: str

@@ -24,10 +24,10 @@ class Chart:
 
 
 def trade_off(run: Run) -> list[Chart]:
-    """One chart per metric of the ablation: the mean of each group of tasks over the ratio, on validation items."""
+    """A chart of the accuracies and one of bits per byte: the mean of each group's validation rows over the ratio."""
     scores = [row for row in run.ablation if row.split == "validation"]
-    metrics = sorted(dict.fromkeys(row.metric for row in scores), key=lambda m: m != "accuracy")
-    return [_trade_off_chart(run, metric, [row for row in scores if row.metric == metric]) for metric in metrics]
+    families = sorted({fmt.family(row.metric) for row in scores})
+    return [_trade_off_chart(run, name, [row for row in scores if fmt.family(row.metric) == name]) for name in families]
 
 
 def _trade_off_chart(run: Run, metric: str, scores: Sequence[AblationScore]) -> Chart:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 ABSENT = "–"
-LOWER_IS_BETTER = frozenset({"bits_per_byte"})
+BITS_PER_BYTE = "bits_per_byte"
 LONGEST_VALUE = 200                       # characters of a figure that is a list
-MOST_FIGURES = 60
 
 
 def is_percent(metric: str) -> bool:
-    """All metrics but bits per byte are shares of 1 and shown in percent."""
-    return metric not in LOWER_IS_BETTER
+    """All metrics but bits per byte, of which less is better, are accuracies: shares of 1, shown in percent."""
+    return metric != BITS_PER_BYTE
+
+
+def family(metric: str) -> str:
+    """Metrics of one family are averaged and drawn together: the accuracies, and bits per byte."""
+    return "accuracy" if is_percent(metric) else BITS_PER_BYTE
 
 
 def metric_name(metric: str) -> str:
@@ -69,8 +72,12 @@ def size(value: float) -> str:
 
 def figure(key: str, value: Any) -> str:
     """One measured figure; the unit follows from its name, as in `peak_memory_bytes` and `seconds`."""
-    if value is None or isinstance(value, bool | str):
-        return {None: ABSENT, True: "yes", False: "no"}.get(value, str(value))
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
     if not isinstance(value, int | float):
         return json.dumps(value, ensure_ascii=False)[:LONGEST_VALUE]
     if not math.isfinite(value):
@@ -83,17 +90,9 @@ def figure(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}".replace("-", "−")
 
 
-def figures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, text) of the figures of a manifest, nested ones joined by a dot; the first `MOST_FIGURES`."""
-    flat = list(_flatten(values, ""))
-    shown = [(name.replace("_", " "), figure(name, value)) for name, value in flat[:MOST_FIGURES]]
-    left_out = len(flat) - len(shown)
-    return [*shown, *([("not shown", f"{left_out} more")] if left_out else [])]
-
-
-def _flatten(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, child in value.items():
-        if isinstance(child, Mapping):
-            yield from _flatten(child, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", child
+def label(name: str) -> str:
+    """`peak_memory_bytes` → `peak memory`, `seconds` → `time`: the unit stands with the value."""
+    words = name.split("_")
+    if words[-1] == "bytes" and len(words) > 1:
+        words.pop()
+    return " ".join("time" if word == "seconds" else word for word in words)

@@ -110,10 +110,22 @@ class FunnelStep(Count):
 
 
 class Funnel(BaseModel):
+    """`rules`, `dropped`, `contamination`: documents by source and by rule, reason or benchmark, shown as they are."""
+
     steps: list[FunnelStep] = []
     rules: dict[str, Any] = {}
-    dropped: Any = None
-    contamination: Any = None
+    dropped: dict[str, Any] = {}
+    contamination: dict[str, Any] = {}
+
+    def details(self) -> dict[str, Any]:
+        """The three under the titles they stand under on the page."""
+        contamination = dict(self.contamination)
+        return {
+            "Documents changed, by rule": self.rules,
+            "Documents dropped, by reason": self.dropped,
+            "Documents dropped, by benchmark": contamination.pop("documents", {}),
+            "decontamination": contamination,
+        }
 
 
 @dataclass(frozen=True)

@@ -68,24 +68,23 @@ def _key(row: Score) -> tuple[str, str, str]:
     return row.task, row.metric, row.split
 
 
-def main_metric(rows: Sequence[Score]) -> str | None:
-    """What stands for a group: accuracy where a task of it has one, else bits per byte, else what there is."""
-    metrics = [row.metric for row in rows]
-    return next((m for m in ("accuracy", "bits_per_byte") if m in metrics), metrics[0] if metrics else None)
+def main_family(rows: Sequence[Score]) -> str:
+    """What stands for a group: its accuracies where it has any, else bits per byte."""
+    return "accuracy" if any(fmt.is_percent(row.metric) for row in rows) else fmt.BITS_PER_BYTE
 
 
 def group_gain(comparisons: Sequence[Comparison], group: str) -> float | None:
-    """Macro average over the tasks of a group of the points gained over the base, by the group's main metric."""
-    rows = [c for c in comparisons if c.base.group == group]
-    metric = main_metric([c.base for c in rows])
-    gains = [c.gain for c in rows if c.base.metric == metric and c.gain is not None]
+    """Macro average over the tasks of a group of the points gained over the base, by the group's main metrics."""
+    mine = [c for c in comparisons if c.base.group == group]
+    main = main_family([c.base for c in mine])
+    gains = [c.gain for c in mine if fmt.family(c.base.metric) == main and c.gain is not None]
     return sum(gains) / len(gains) if gains else None
 
 
 def mean_with_interval(rows: Sequence[Score]) -> tuple[float, float | None, float | None] | None:
     """Macro average of the values and its 95 % interval, from the tasks' own, taken as independent.
 
-    The bounds add in squares (MOVER: Zou & Donner 2008, Statistics in Medicine 27, 1693–1702); of one task they are its own.
+    The distances to the bounds add in squares (MOVER: Zou & Donner 2008, Statistics in Medicine 27, 1693–1702).
     """
     values = [row.value for row in rows if row.value is not None]
     if not values:
@@ -103,7 +102,7 @@ def mean_with_interval(rows: Sequence[Score]) -> tuple[float, float | None, floa
 
 
 def sentences(run: Run) -> list[str]:
-    """The verdict: what the last evaluated model gained and lost against the base, and which ratio was chosen and why."""
+    """The verdict: what the merged model (or else the adapted one) gained and lost; which ratio was chosen and why."""
     return [_outcome_sentence(run), _choice_sentence(run.choice)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from frbio_lite.artifacts import Manifest
 from frbio_lite.report import curves, verdict
 from frbio_lite.report import format as fmt
+from frbio_lite.report.details import Details, details
 from frbio_lite.report.load import MODELS, STAGES, Choice, Count, Funnel, Result, Run, text_at
 from frbio_lite.report.verdict import Comparison, group_name
 
@@ -18,6 +19,8 @@ STAGE_NAMES = {
     "eval/merged": "Evaluation of the merged model",
 }
 
+EVALUATED = {"eval/adapted": "train", "eval/merged": "merge"}     # whose digest an evaluation records as its `model`
+
 
 def page(runs: Sequence[Run]) -> dict[str, Any]:
     """The whole context of the template."""
@@ -27,9 +30,7 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _run(run: Run, anchor: str) -> dict[str, Any]:
-    merge = run.manifests.get("merge")
-    train = run.manifests.get("train")
-    packed = run.manifests.get("packed")
+    merge, train, packed = (run.manifests.get(stage) for stage in ("merge", "train", "packed"))
     return {
         "id": anchor,
         "name": run.name,
@@ -45,17 +46,26 @@ def _run(run: Run, anchor: str) -> dict[str, Any]:
         "trade_off": curves.trade_off(run),
         "ablation": _ablation(run),
         "choice": _choice(run.choice),
-        "merge": fmt.figures({**_scalars(merge.settings, ("method", "ratio", "dtype")), **merge.figures}) if merge else [],
+        "merge": _measured(merge, ("method", "ratio", "dtype")),
+        "task_heads": ["Base", "Merged", "Merged − base", "Adapted", "Adapted − base"],
         "tasks": _tasks(run),
         "training": curves.training(run),
-        "training_figures": fmt.figures(train.figures) if train else [],
+        "training_figures": _measured(train, ()),
         "lost_steps": sum(entry.loss is None for entry in run.log),
         "corpus": _corpus(run.funnel, _sources(run)) if run.funnel else None,
-        "packing": fmt.figures({**_scalars(packed.settings, ("sequence_length",)), **packed.figures}) if packed else [],
+        "packing": _measured(packed, ("sequence_length",)),
         "recipe": run.recipe_text,
         "stages": [_stage(stage, run.manifests.get(stage)) for stage in STAGES],
         "versions": _versions(run),
     }
+
+
+def _measured(manifest: Manifest | None, settings: Sequence[str]) -> Details | None:
+    """The named settings of a stage and its figures, but those that the table of stages shows of all."""
+    if manifest is None:
+        return None
+    figures = {name: value for name, value in manifest.figures.items() if not name.startswith("stage_")}
+    return details({**_scalars(manifest.settings, settings), **figures})
 
 
 def _scalars(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -68,15 +78,13 @@ def _scalars(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any
 
 
 def _glance(run: Run) -> list[dict[str, Any]]:
-    """By group, the mean test score of each model by the group's main metric."""
+    """By group, the mean test score of each model by the group's main metrics."""
     rows = [row for model in MODELS for row in run.results.get(model, ()) if row.split == "test"]
     lines = []
     for group in dict.fromkeys(row.group for row in rows):
-        metric = verdict.main_metric([row for row in rows if row.group == group])
-        if metric is None:
-            continue
+        metric = verdict.main_family([row for row in rows if row.group == group])
         means = {model: _mean(run, model, group, metric) for model in MODELS}
-        tasks = sorted({row.task for row in rows if (row.group, row.metric) == (group, metric)})
+        tasks = sorted({row.task for row in rows if (row.group, fmt.family(row.metric)) == (group, metric)})
         lines.append({
             "group": group_name(group),
             "metric": fmt.metric_name(metric),
@@ -88,16 +96,18 @@ def _glance(run: Run) -> list[dict[str, Any]]:
 
 def _mean(run: Run, model: str, group: str, metric: str) -> float | None:
     key = (group, metric, "test")
-    mean = verdict.mean_with_interval([r for r in run.results.get(model, ()) if (r.group, r.metric, r.split) == key])
+    rows = [row for row in run.results.get(model, ()) if (row.group, fmt.family(row.metric), row.split) == key]
+    mean = verdict.mean_with_interval(rows)
     return mean[0] if mean else None
 
 
 def _tasks(run: Run) -> list[dict[str, Any]]:
     """The test rows of the three models side by side, one line per task and metric."""
     by_model = {m: {(r.task, r.metric): r for r in run.results.get(m, ()) if r.split == "test"} for m in MODELS}
+    base = run.results.get("base", ())
     compared = {
-        model: {(c.base.task, c.base.metric): c for c in verdict.compare(run.results.get("base", ()), run.results.get(model, ()))}
-        for model in ("adapted", "merged")
+        model: {(c.base.task, c.base.metric): c for c in verdict.compare(base, run.results.get(model, ()))}
+        for model in ("merged", "adapted")
     }
     lines = []
     for key in dict.fromkeys(key for rows in by_model.values() for key in rows):
@@ -109,22 +119,25 @@ def _tasks(run: Run) -> list[dict[str, Any]]:
             "item_counts": " / ".join(dict.fromkeys(fmt.count(row.items) for row in found)),
             "items_sort": found[0].items,
             "shots": " / ".join(dict.fromkeys(str(row.shots) for row in found)),
-            "cells": [_cell(by_model[model].get(key)) for model in MODELS],
-            "differences": [_difference(compared[model].get(key)) for model in ("adapted", "merged")],
+            "cells": [
+                _cell(by_model["base"].get(key)),
+                *[c for m in compared for c in (_cell(by_model[m].get(key)), _difference(compared[m].get(key)))],
+            ],
         })
     return lines
 
 
 def _cell(row: Result | None) -> dict[str, Any]:
+    plain = {"mark": "", "outcome": ""}
     if row is None or row.value is None:
-        return {"text": fmt.ABSENT, "interval": "", "sort": ""}
-    return {"text": fmt.metric_value(row.metric, row.value), "interval": fmt.interval(row.metric, row.low, row.high),
-            "sort": row.value}
+        return {**plain, "text": fmt.ABSENT, "note": "", "sort": ""}
+    text, note = fmt.metric_value(row.metric, row.value), fmt.interval(row.metric, row.low, row.high)
+    return {**plain, "text": text, "note": note, "sort": row.value}
 
 
 def _difference(compared: Comparison | None) -> dict[str, Any]:
     if compared is None or compared.difference is None:
-        return {"text": fmt.ABSENT, "mark": "", "outcome": "absent", "sort": "", "note": ""}
+        return {"text": fmt.ABSENT, "mark": "", "outcome": "", "sort": "", "note": ""}
     if fmt.is_percent(compared.base.metric):
         text, note = f"{fmt.signed(100 * compared.difference)} points", ""
     else:
@@ -192,17 +205,8 @@ def _corpus(funnel: Funnel, sources: Mapping[str, Mapping[str, str]]) -> dict[st
         {"name": name, **sources.get(name, unknown), "counts": [_counts(s.by_source.get(name)) for s in funnel.steps]}
         for name in names
     ]
-    details = [
-        (title, fmt.figures(value if isinstance(value, Mapping) else {title.lower(): value}))
-        for title, value in (
-            ("Documents changed, by rule", funnel.rules),
-            ("Documents dropped", funnel.dropped),
-            ("Contamination by the benchmarks", funnel.contamination),
-        )
-        if value
-    ]
     return {"steps": [step.step for step in funnel.steps], "rows": rows,
-            "total": [_counts(step) for step in funnel.steps], "details": details}
+            "total": [_counts(step) for step in funnel.steps], "details": details(funnel.details())}
 
 
 def _counts(count: Count | None) -> dict[str, str]:
@@ -218,7 +222,7 @@ def _counts(count: Count | None) -> dict[str, str]:
 def _stage(stage: str, manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {"name": STAGE_NAMES[stage], "done": False}
-    seconds, memory = manifest.figures.get("seconds"), manifest.figures.get("peak_memory_bytes")
+    seconds, memory = (_first(manifest.figures, name) for name in ("stage_seconds", "peak_memory_bytes"))
     return {
         "name": STAGE_NAMES[stage],
         "done": True,
@@ -229,6 +233,12 @@ def _stage(stage: str, manifest: Manifest | None) -> dict[str, Any]:
     }
 
 
+def _first(figures: Mapping[str, Any], name: str) -> Any:
+    """A figure of the stage, under its own name or the one that the pipeline gives it."""
+    bare = name.removeprefix("stage_")
+    return next((figures[key] for key in (name, bare, f"stage_{bare}") if key in figures), None)
+
+
 def _versions(run: Run) -> list[tuple[str, str]]:
     """The version of each library; where stages ran with several, which stage ran with which."""
     stages: dict[str, dict[str, list[str]]] = {}
@@ -236,31 +246,31 @@ def _versions(run: Run) -> list[tuple[str, str]]:
         for library, version in manifest.versions.items():
             stages.setdefault(library, {}).setdefault(version, []).append(stage)
     return [
-        (library, next(iter(found)) if len(found) == 1 else "; ".join(f"{v} ({', '.join(s)})" for v, s in found.items()))
+        (library, "; ".join(v if len(found) == 1 else f"{v} ({', '.join(s)})" for v, s in found.items()))
         for library, found in sorted(stages.items())
     ]
 
 
 def _notes(run: Run) -> list[str]:
-    """What does not fit together: an artifact made from an older parent, a merge at another ratio than the chosen one."""
+    """What does not fit together: an artifact made from an older parent, a merge at another ratio than the chosen."""
     notes = [
-        f"{STAGE_NAMES[stage]} was made from an older {STAGE_NAMES[parent].lower()}: run the recipe again."
+        f"{STAGE_NAMES[stage]} was made from an older state of {STAGE_NAMES[parent].lower()}: run the recipe again."
         for stage, manifest in run.manifests.items()
-        for parent, digest in manifest.parents.items()
-        if parent in run.manifests and run.manifests[parent].digest != digest
+        for name, digest in manifest.parents.items()
+        if (parent := EVALUATED.get(stage, name) if name == "model" else name) in run.manifests
+        and run.manifests[parent].digest != digest
     ]
     merge = run.manifests.get("merge")
-    merged_at = _scalars(merge.settings, ("ratio",)).get("ratio") if merge else None
-    if run.choice and isinstance(merged_at, int | float) and merged_at != run.choice.ratio:
-        notes.append(f"The merged model stands at ratio {fmt.ratio(merged_at)}, not at the chosen {fmt.ratio(run.choice.ratio)}.")
+    ratio = _scalars(merge.settings, ("ratio",)).get("ratio") if merge else None
+    if run.choice and isinstance(ratio, int | float) and ratio != run.choice.ratio:
+        notes.append(f"The merged model stands at {fmt.ratio(ratio)}, not at the chosen {fmt.ratio(run.choice.ratio)}.")
     return notes
 
 
 def _summary(run: Run, anchor: str) -> dict[str, Any]:
     """A line of the comparison of several runs."""
-    chosen = next(
-        (c for c in run.choice.candidates if (c.method, c.ratio) == (run.choice.method, run.choice.ratio)), None
-    ) if run.choice else None
+    wanted = (run.choice.method, run.choice.ratio) if run.choice else None
+    chosen = next((c for c in (run.choice.candidates if run.choice else ()) if (c.method, c.ratio) == wanted), None)
     comparisons = verdict.compare(run.results.get("base", ()), run.results.get("merged", ()))
     outcomes = [c.outcome for c in comparisons]
     return {
@@ -271,5 +281,5 @@ def _summary(run: Run, anchor: str) -> dict[str, Any]:
         "ratio": f"{fmt.ratio(run.choice.ratio)} ({run.choice.method})" if run.choice else "not there yet",
         "validation": [fmt.signed(chosen.gains.get(g) if chosen else None) for g in ("domain", "general")],
         "test": [fmt.signed(verdict.group_gain(comparisons, g)) for g in ("domain", "general")],
-        "outcomes": [outcomes.count("gained"), outcomes.count("lost"), outcomes.count("no difference")] if outcomes else [],
+        "outcomes": [outcomes.count(o) for o in ("gained", "lost", "no difference")] if outcomes else [],
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ def put(directory: Path, kind: Kind, files: dict[str, str], figures: dict[str, A
 
 def put_results(run: Path, model: str, rows: list[dict[str, Any]]) -> None:
     put(run / "eval" / model, "EvalResult", {"results.json": json.dumps({"model": model, "rows": rows})},
-        {"seconds": 12.5, "peak_memory_bytes": 3 << 30})
+        {"stage_seconds": 12.5, "stage_peak_memory_bytes": 3 << 30})
 
 
 def put_ablation(run: Path, methods: tuple[str, ...] = ("slerp",), chosen: float = 0.5) -> None:
@@ -78,18 +80,26 @@ def put_ablation(run: Path, methods: tuple[str, ...] = ("slerp",), chosen: float
         "candidates": [{"method": m, "ratio": r, "gains": gains[i], "eligible": gains[i]["general"] >= -5}
                        for m in methods for i, r in enumerate(RATIOS)],
     }
-    put(run / "ablation", "Ablation", {"ablation.csv": text, "choice.json": json.dumps(choice)}, {"seconds": 200.0})
+    files = {"ablation.csv": text, "choice.json": json.dumps(choice)}
+    put(run / "ablation", "Ablation", files, {"stage_seconds": 200.0})
 
 
 def funnel(*sources: str) -> dict[str, Any]:
+    """What the corpus stage writes."""
     steps = []
-    for i, step in enumerate(("read", "licenses", "clean", "deduplicate", "decontaminate")):
-        counts = {s: {"documents": 2000 - 150 * i - 10 * j, "words": 300_000 - 20_000 * i, "bytes": 2_000_000 - 90_000 * i}
-                  for j, s in enumerate(sources)}
-        steps.append({"step": step, "by_source": counts,
-                      **{k: sum(c[k] for c in counts.values()) for k in ("documents", "words", "bytes")}})
-    return {"steps": steps, "rules": {"mojibake": 31, "whitespace": 812}, "dropped": {"duplicate": 150},
-            "contamination": {"demo-medical": {"documents": 4, "items": 3}}}
+    for i, step in enumerate(("read", "licensed", "cleaned", "deduplicated", "decontaminated")):
+        counts = {
+            name: {"documents": 2000 - 150 * i - 10 * j, "words": 300_000 - 20_000 * i, "bytes": 2_000_000 - 90_000 * i}
+            for j, name in enumerate(sources)
+        }
+        total = {unit: sum(c[unit] for c in counts.values()) for unit in ("documents", "words", "bytes")}
+        steps.append({"step": step, **total, "by_source": counts})
+    return {
+        "steps": steps,
+        "rules": {name: {"mojibake": 31 + i, "white space": 812} for i, name in enumerate(sources)},
+        "dropped": {name: {"exact duplicate": 150, "benchmark question": 4} for name in sources},
+        "contamination": {"documents": {name: {"demo-medical": 4} for name in sources}, "ngram": 13, "questions": 240},
+    }
 
 
 def log_lines(steps: int) -> str:
@@ -101,26 +111,42 @@ def log_lines(steps: int) -> str:
     )
 
 
+def fill_run(run: Path, overrides: tuple[str, ...], methods: tuple[str, ...]) -> None:
+    """A finished run of the shipped recipe `demo`, changed by `overrides`."""
+    recipe = load_recipe("demo", list(overrides))
+    (run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    sources = [source.name for source in recipe.corpus.sources]
+    put(run / "corpus", "Documents", {"funnel.json": json.dumps(funnel(*sources))}, {"stage_seconds": 31.0})
+    shares = {name: {"role": "domain", "tokens": 157_952, "share": 0.5} for name in sources}
+    put(run / "packed", "PackedTokens", {}, {"windows": 1234, "tokens": 315_904, "fill": 0.997, "sources": shares},
+        {"packing": {"sequence_length": 256}})
+    put(run / "train", "TrainedWeights", {"log.jsonl": log_lines(146)},
+        {"seconds": 104.2, "stage_seconds": 105.0, "steps": 146, "tokens": 598_016, "peak_memory_bytes": 1 << 30})
+    put_ablation(run, methods)
+    put(run / "merge", "MergedModel", {}, {"relative_change": 0.0123, "angle_degrees_max": 0.61},
+        {"method": "slerp", "ratio": 0.5, "dtype": "float32"})
+    for model, ratio in (("base", 0.0), ("adapted", 1.0), ("merged", 0.5)):
+        put_results(run, model, results(ratio))
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """Each asked-for run, made once."""
+
+    @cache
+    def made(overrides: tuple[str, ...], methods: tuple[str, ...]) -> Path:
+        run = tmp_path_factory.mktemp("finished")
+        fill_run(run, overrides, methods)
+        return run
+
+    return made
+
+
 @pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """`make_run("name", recipe="demo", overrides=[…])`: a finished run of the shipped recipe, in tmp_path/name."""
+def make_run(tmp_path: Path, finished_runs: MakeRun) -> MakeRun:
+    """`make_run("name", overrides=(…))`: a finished run in tmp_path/name, free to change."""
 
     def make(name: str = "run", overrides: tuple[str, ...] = (), methods: tuple[str, ...] = ("slerp",)) -> Path:
-        run = tmp_path / name
-        run.mkdir()
-        recipe = load_recipe("demo", list(overrides))
-        (run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        sources = [source.name for source in recipe.corpus.sources]
-        put(run / "corpus", "Documents", {"funnel.json": json.dumps(funnel(*sources))}, {"seconds": 31.0})
-        put(run / "packed", "PackedTokens", {}, {"blocks": 1234, "tokens": 315_904, "fill": 0.997, "seconds": 2.0},
-            {"packing": {"sequence_length": 256}})
-        put(run / "train", "TrainedWeights", {"log.jsonl": log_lines(146)},
-            {"seconds": 105.0, "steps": 146, "tokens": 598_016, "peak_memory_bytes": 1 << 30, "final_loss": 1.23})
-        put_ablation(run, methods)
-        put(run / "merge", "MergedModel", {}, {"seconds": 0.7, "relative_change": 0.0123, "angle": 0.011},
-            {"method": "slerp", "ratio": 0.5, "dtype": "float32"})
-        for model, ratio in (("base", 0.0), ("adapted", 1.0), ("merged", 0.5)):
-            put_results(run, model, results(ratio))
-        return run
+        return Path(shutil.copytree(finished_runs(overrides, methods), tmp_path / name))
 
     return make

@@ -16,8 +16,15 @@ VOCABULARY = 96
 
 def config(*, tied: bool = True, **changes: Any) -> Qwen3Config:
     settings = dict(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, tie_word_embeddings=tied, max_position_embeddings=128,
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=tied,
+        max_position_embeddings=128,
     )
     return Qwen3Config(**{**settings, **changes})
 
@@ -37,7 +44,9 @@ def save_base(directory: Path, seed: int = 0, *, dtype: torch.dtype = torch.floa
     return directory
 
 
-def save_adapted(directory: Path, base: Path, seed: int = 1, size: float = 0.05, dtype: torch.dtype | None = None) -> Path:
+def save_adapted(
+    directory: Path, base: Path, seed: int = 1, size: float = 0.05, dtype: torch.dtype | None = None
+) -> Path:
     """The base with noise of a given size on every tensor, as full-parameter training leaves it."""
     torch.manual_seed(seed)
     model = load(base, torch.float32)

@@ -1,0 +1,471 @@
+"""The page as a whole: self-contained, escaped, true to the artifacts, tolerant of what is not there yet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frbio_lite.artifacts import MANIFEST
+from frbio_lite.errors import RequestError
+from frbio_lite.report import LARGEST_PAGE, write_report
+
+from .conftest import CURVES, RATIOS, put, put_ablation, put_results, results
+
+HOSTILE = "<script>alert(1)</script>\"'</pre></style>é"
+VOID = {"meta", "input", "br", "link", "img"}
+ABLATION_HEAD = "method,ratio,task,group,split,metric,value\n"
+MakeRun = Callable[..., Path]
+Render = Callable[..., "Page"]
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and text; fails on a tag that is closed but not open."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.cells: list[list[str]] = []
+        self.html = html
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in {"td", "th"}:
+            self.cells[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in {"style", "script"}:
+            return
+        self.text.append(data)
+        if {"td", "th"} & set(self.open):
+            self.cells[-1][-1] += data
+
+    def said(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    def row(self, start: str) -> list[str]:
+        return next(row for row in self.cells if row and row[0].startswith(start))
+
+
+@pytest.fixture
+def render(tmp_path: Path) -> Render:
+    def of(*runs: Path) -> Page:
+        output = tmp_path / "out" / "report.html"
+        figures = write_report(runs, output)
+        html = output.read_text(encoding="utf-8")
+        assert figures["bytes"] == output.stat().st_size < LARGEST_PAGE
+        assert html.startswith("<!DOCTYPE html>")
+        return Page(html)
+
+    return of
+
+
+def with_json(path: Path, change: Callable[[Any], None]) -> None:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    change(value)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def test_the_page_loads_nothing(make_run: MakeRun, render: Render) -> None:
+    page = render(make_run())
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
+        assert not {"src", "srcset", "data", "action", "style"} & attributes.keys(), (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+        assert (attributes.get("href") or "#").startswith("#")
+    html = page.html
+    assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
+    assert policy is not None and policy.startswith("default-src 'none'") and "unsafe" not in policy
+
+
+def test_the_page_has_one_title_ids_once_and_a_language(make_run: MakeRun, render: Render) -> None:
+    page = render(make_run("a"), make_run("b"))
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert [t for t, _ in page.elements].count("h1") == 1
+    assert next(a for t, a in page.elements if t == "html")["lang"] == "en"
+    for _, attributes in page.elements:
+        for name in ("aria-labelledby", "data-filters"):
+            assert attributes.get(name) is None or attributes[name] in ids
+
+
+def test_the_task_table_holds_the_values_of_the_results(make_run: MakeRun, render: Render) -> None:
+    page = render(make_run())
+    for row in results(0.0):
+        cells = page.row(row["task"] + row["metric"].replace("_", " "))
+        for column, ratio in ((1, 0.0), (2, 0.5), (4, 1.0)):
+            told = next(r for r in results(ratio) if r["task"] == row["task"])
+            bounds = [told[k] for k in ("value", "low", "high")]
+            if row["metric"] == "accuracy":
+                value, low, high = (f"{100 * b:.1f}" for b in bounds)
+                assert cells[column] == f"{value}%{low}–{high}"
+            else:
+                value, low, high = (f"{b:.3f}" for b in bounds)
+                assert cells[column] == f"{value}{low}–{high}"
+        assert cells[-2:] == ["400", "3"]
+    assert page.row("demo-medical")[3] == "▲ +74.0 points"
+    assert page.row("demo-general")[3] == "= −3.0 points"
+    assert page.row("demo-general")[5] == "▼ −49.0 points"
+    assert page.row("heldout-domain")[3] == "▲ −0.22622.0% saved"
+    assert page.row("heldout-general")[3] == "▼ +0.0616.9% more"
+
+
+def test_the_chosen_ratio_is_marked_in_charts_and_table(make_run: MakeRun, render: Render) -> None:
+    page = render(make_run())
+    assert [a["data-chosen"] for _, a in page.elements if a.get("class") == "chosen"] == ["0.5", "0.5"]
+    assert [row for row in page.cells if "← chosen" in row] == [["slerp", "0.5", "+74.0", "−3.0", "yes", "← chosen"]]
+    assert "Ratio 0.5 (slerp) was chosen" in page.said()
+    labels = [a["aria-label"] or "" for _, a in page.elements if (a.get("class") or "").startswith("point")]
+    for i, ratio in enumerate(RATIOS):
+        value = f"{100 * CURVES['demo-medical'][i]:.1f}%"
+        assert any(label.startswith(f"Medical tasks, ratio {ratio:g}: {value}") for label in labels)
+
+
+def test_the_numbers_behind_the_curves_are_those_of_the_ablation(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    page = render(run)
+    rows = list(csv.DictReader(io.StringIO((run / "ablation/ablation.csv").read_text(encoding="utf-8"))))
+    for row in rows:
+        value = float(row["value"])
+        shown = f"{100 * value:.1f}%" if row["metric"] == "accuracy" else f"{value:.3f}"
+        wanted = [row["method"], f"{float(row['ratio']):g}", row["task"]]
+        assert [cells[5] for cells in page.cells if cells[:3] == wanted] == [shown]
+
+
+def test_the_glance_holds_the_mean_of_each_group_and_model(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    extra = {"task": "autre", "group": "domain", "split": "test", "metric": "accuracy_norm", "low": 0, "high": 1,
+             "items": 400, "shots": 3}
+    for model, value in (("base", 0.5), ("adapted", 0.25), ("merged", 0.75)):
+        with_json(run / f"eval/{model}/results.json", lambda v, x=value: v["rows"].extend(
+            [{**extra, "value": x}, {**extra, "value": 0.99, "split": "validation"}]))
+    said = render(run).said()
+    assert "Medical tasks accuracy, mean of 2 tasks base 31.0% adapted 62.5% merged 80.5%" in said
+    assert "General tasks accuracy, demo-general base 80.0% adapted 31.0% merged 77.0%" in said
+
+
+def test_demonstration_and_warning(make_run: MakeRun, render: Render) -> None:
+    demo = render(make_run("a")).said()
+    real = render(make_run("b", ("base.model=Qwen/Qwen3-0.6B-Base",))).said()
+    assert "This is a demonstration, not a medical model." in demo
+    assert "demonstration" not in real
+    assert "Not for clinical decisions" in demo and "Not for clinical decisions" in real
+    assert "95% intervals do not overlap" in real
+
+
+def test_corpus_packing_recipe_and_stages_are_shown(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    page = render(run)
+    source = page.row("demo:medical:30")
+    assert source[1:3] == ["cc0-1.0", "domain"] and source[4] == "2,000300,000 words1.91 MiB"
+    assert page.row("mojibake") == ["mojibake", "31", "32"]
+    assert page.row("Training")[1:4] == ["1 min 45 s", "1.00 GiB", "17"]
+    assert page.row("Evaluation of the base")[1:3] == ["12.5 s", "3.00 GiB"]
+    digest = json.loads((run / "train" / MANIFEST).read_text(encoding="utf-8"))["digest"]
+    assert any(a.get("title") == digest for _, a in page.elements)
+    assert (run / "recipe.yaml").read_text(encoding="utf-8").strip() in "".join(page.text)
+
+
+def test_hostile_text_is_shown_not_run(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    plain = render(run)
+    (run / "recipe.yaml").write_text(
+        json.dumps({"name": HOSTILE, "base": {"model": HOSTILE, "revision": HOSTILE},
+                    "corpus": {"sources": [{"path": HOSTILE, "license": HOSTILE, "role": HOSTILE}]}}), encoding="utf-8")
+    for model in ("base", "adapted", "merged"):
+        with_json(run / f"eval/{model}/results.json",
+                  lambda v: [r.update(task=HOSTILE + r["task"], group=HOSTILE) for r in v["rows"]])
+    with_json(run / "corpus/funnel.json", lambda v: v.update(
+        steps=[{"step": HOSTILE, "by_source": {HOSTILE: {"documents": 1}}}], rules={HOSTILE: {HOSTILE: 1}},
+        dropped={HOSTILE: HOSTILE}, contamination={HOSTILE: [HOSTILE]}))
+    with_json(run / "ablation/choice.json", lambda v: v.update(
+        method=HOSTILE, why=HOSTILE, rule={"maximise": HOSTILE, "retain": {HOSTILE: 1}},
+        candidates=[{"method": HOSTILE, "ratio": 0.5, "gains": {HOSTILE: 1}, "eligible": True}]))
+    table = (run / "ablation/ablation.csv").read_text(encoding="utf-8")
+    quoted = '"' + HOSTILE.replace('"', '""') + '"'
+    (run / "ablation/ablation.csv").write_text(
+        table.replace("slerp", quoted).replace(",domain,", f",{quoted},"), encoding="utf-8")
+    with_json(run / "train" / MANIFEST, lambda v: v.update(
+        figures={HOSTILE: HOSTILE}, versions={HOSTILE: HOSTILE}, key=HOSTILE))
+    page = render(run)
+    for tag in ("script", "style", "pre", "meta"):
+        assert [t for t, _ in page.elements].count(tag) == [t for t, _ in plain.elements].count(tag), tag
+    assert page.said().count("<script>alert(1)</script>") > 30
+    assert "<script>alert" not in page.html
+    assert escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page.html
+
+
+def test_halves_of_surrogate_pairs_do_not_stop_the_page(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    path = run / "eval/base/results.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("demo-medical", "demo\\ud800medical"), encoding="utf-8")
+    assert "demo?medical" in render(run).said()
+
+
+STAGES = ["corpus", "packed", "train", "ablation", "merge", "eval/base", "eval/adapted", "eval/merged", "recipe.yaml"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_stage_may_be_missing(stage: str, make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    place = run / stage
+    place.unlink() if place.is_file() else shutil.rmtree(place)
+    assert "not there yet" in render(run).said().lower()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_stage_may_be_the_only_one(stage: str, make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    for other in STAGES:
+        if other != stage:
+            place = run / other
+            place.unlink() if place.is_file() else shutil.rmtree(place)
+    said = render(run).said()
+    assert "not there yet" in said.lower() and "Not for clinical decisions" in said
+
+
+def test_a_finished_run_misses_nothing(make_run: MakeRun, render: Render, tmp_path: Path) -> None:
+    run = make_run()
+    assert "not there yet" not in render(run).said().lower()
+    assert write_report([run], tmp_path / "r.html")["runs"][0]["missing"] == []
+
+
+def test_an_unfinished_stage_counts_as_missing(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    (run / "train").rename(run / "train.partial")
+    (run / "ablation" / MANIFEST).unlink()
+    said = render(run).said()
+    assert "Training: not there yet." in said and "The ablation over merge ratios: not there yet." in said
+
+
+def test_two_runs_are_compared(make_run: MakeRun, render: Render) -> None:
+    one, two = make_run("one"), make_run("two", ("name=autre-run",), ("linear", "slerp"))
+    shutil.rmtree(two / "ablation")
+    put_ablation(two, ("linear", "slerp"), chosen=0.25)
+    put_results(two, "merged", results(0.25))
+    page = render(one, two)
+    assert "2 runs compared" in page.said()
+    assert page.row("demoone")[1:] == ["demo", "0.5 (slerp)", "+74.0", "−3.0", "+74.0", "−3.0", "▲ 2 ▼ 1 = 1"]
+    assert page.row("autre-runtwo")[2:] == ["0.25 (slerp)", "+19.0", "−1.0", "+19.0", "−1.0", "▲ 2 ▼ 0 = 2"]
+    targets = {a["href"] for t, a in page.elements if t == "a"}
+    assert targets == {"#run-1", "#run-2"} <= {f"#{a['id']}" for _, a in page.elements if "id" in a}
+    assert any(a.get("stroke-dasharray") for _, a in page.elements)      # a second method has another stroke
+    assert "Medical tasks, linear" in page.said()
+
+
+def test_csv_with_commas_quotes_and_empty_bounds(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    shutil.rmtree(run / "ablation")
+    put(run / "ablation", "Ablation", {
+        "ablation.csv": "method,ratio,task,group,split,metric,value,low,high\r\n"
+                        'slerp,0.0,"a, ""b"" et\nc",domain,validation,accuracy,0.25,,\r\n'
+                        "slerp,1,d,domain,validation,accuracy,nan,0.1,0.2\r\n"
+                        "slerp,1.0,e,domain,test,accuracy,0.99,0.9,1.0\r\n",
+        "choice.json": '{"method": "slerp", "ratio": 0, "candidates": []}'}, {})
+    page = render(run)
+    assert ["slerp", "0", 'a, "b" et\nc', "Medical tasks", "accuracy", "25.0%", ""] in page.cells
+    assert ["slerp", "1", "d", "Medical tasks", "accuracy", "–", "10.0–20.0"] in page.cells
+    assert not [row for row in page.cells if row[2:3] == ["e"]]            # the curve is made of validation items
+    labels = [a["aria-label"] for _, a in page.elements if "point" in (a.get("class") or "").split()]
+    assert [label for label in labels if label and "ratio" in label] == [
+        'Medical tasks, ratio 0: 25.0%, a, "b" et\nc']
+    assert "Ratio 0, the base itself (slerp)" in page.said()
+
+
+def test_losses_that_are_not_numbers_are_told(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    lines = (run / "train/log.jsonl").read_text(encoding="utf-8").splitlines()
+    lines[3] = re.sub(r'"loss": [^,]+', '"loss": NaN', lines[3])
+    lines[9] = re.sub(r'"loss": [^,]+', '"loss": null', lines[9])
+    lines.append(lines[20])                                               # a step written again after a resume
+    (run / "train/log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    page = render(run)
+    assert "2 steps had a loss that is not a finite number" in page.said()
+    assert "nan" not in page.said().lower().split()
+
+
+def test_a_stale_artifact_and_another_ratio_are_told(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    packed = json.loads((run / "packed" / MANIFEST).read_text(encoding="utf-8"))["digest"]
+    with_json(run / "train" / MANIFEST, lambda v: v.update(parents={"packed": packed}))
+    assert "older state" not in render(run).said()
+    with_json(run / "train" / MANIFEST, lambda v: v.update(parents={"packed": "0" * 64}))
+    with_json(run / "eval/merged" / MANIFEST, lambda v: v.update(parents={"model": "0" * 64}))
+    with_json(run / "merge" / MANIFEST, lambda v: v["settings"].update(ratio=0.75))
+    said = render(run).said()
+    assert "Training was made from an older state of packing" in said
+    assert "Evaluation of the merged model was made from an older state of merge" in said
+    assert "stands at 0.75, not at the chosen 0.5" in said
+
+
+def test_a_long_training_stays_a_small_page(make_run: MakeRun, render: Render) -> None:
+    run = make_run()
+    line = '{{"step": {0}, "tokens": {1}, "loss": {2}, "learning_rate": 1e-4}}\n'
+    text = "".join(line.format(s, s * 131_072, 9.5 if s == 7_777 else 2.0) for s in range(1, 20_001))
+    (run / "train/log.jsonl").write_text(text, encoding="utf-8")
+    page = render(run)
+    assert 50_000 < len(page.html) < 300_000
+    assert "10" in page.text                                              # the axis reaches the one spike, 9.5
+
+
+def test_same_runs_same_page(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    write_report([run], tmp_path / "a.html")
+    write_report([run], tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_what_is_no_run_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    output = tmp_path / "r.html"
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "empty", tmp_path / "nowhere", make_run() / "eval" / "base"):
+        with pytest.raises(RequestError, match="is not a run"):
+            write_report([wrong], output)
+    with pytest.raises(RequestError, match="at least one run"):
+        write_report([], output)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("eval/base/results.json", '{"rows": [{"task": "t"', "results.json"),
+        ("eval/base/results.json", '{"rows": [{"task": "t"}]}', "rows.0.group Field required"),
+        ("eval/base/results.json", "[" * 100_000, "results.json"),
+        ("ablation/ablation.csv", ABLATION_HEAD + "slerp,half,t,g,s,m,1\n", "line 2: ratio"),
+        ("ablation/ablation.csv", ABLATION_HEAD + "slerp,1.5,t,g,s,m,1\n", "line 2: ratio"),
+        ("ablation/ablation.csv", "method,ratio\nslerp,1\n", "line 2: task Field required"),
+        ("ablation/choice.json", "[]", "choice.json"),
+        ("train/log.jsonl", '{"step": 1}\n{"step": 2, "lo', "line 2"),
+        ("train/log.jsonl", '{"step": 1, "loss": "low"}\n', "line 1: loss"),
+        ("corpus/funnel.json", "\x00", "funnel.json"),
+        ("recipe.yaml", "a: [", "recipe.yaml is not valid YAML"),
+        ("recipe.yaml", "- a", "recipe.yaml is not a recipe"),
+        ("merge/manifest.json", "{}", "manifest.json is not a manifest"),
+    ],
+)
+def test_damaged_files_are_named(file: str, text: str, told: str, make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    (run / file).write_text(text, encoding="utf-8")
+    output = tmp_path / "r.html"
+    output.write_text("the page of yesterday")
+    with pytest.raises(RequestError, match=re.escape(told)) as error:
+        write_report([run], output)
+    assert file.split("/")[-1] in str(error.value) and "\n" not in str(error.value)
+    assert output.read_text() == "the page of yesterday"
+
+
+def test_a_data_file_that_is_gone_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    (run / "eval/merged/results.json").unlink()
+    with pytest.raises(RequestError, match=r"merged/results\.json cannot be read"):
+        write_report([run], tmp_path / "r.html")
+
+
+def test_an_output_that_cannot_be_written_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    with pytest.raises(RequestError, match="is a directory"):
+        write_report([run], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match="cannot be written"):
+        write_report([run], tmp_path / "file" / "r.html")
+
+
+def test_a_page_that_would_be_too_large_is_refused(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    size = write_report([run], tmp_path / "fits.html")["bytes"]
+    monkeypatch.setattr("frbio_lite.report.LARGEST_PAGE", size)
+    write_report([run], tmp_path / "fits.html")
+    monkeypatch.setattr("frbio_lite.report.LARGEST_PAGE", size - 1)
+    with pytest.raises(RequestError, match="report fewer runs"):
+        write_report([run], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """
+const frame = document.querySelector("iframe");
+const html = () => frame.contentDocument.documentElement;
+function look() {
+  const page = frame.contentDocument, told = document.documentElement.dataset;
+  told.ready = html().dataset.ready;
+  told.overflow = html().scrollWidth - html().clientWidth;
+  const rows = () => [...page.querySelectorAll("table.tasks tbody tr")];
+  const heads = page.querySelectorAll("table.tasks th button");
+  heads[3].click();
+  told.sorted = rows().map((row) => row.cells[3].dataset.sort).join(" ");
+  const box = page.querySelector("input[type=search]");
+  box.value = "HÉLDOUT dom";
+  box.dispatchEvent(new Event("input"));
+  told.filtered = rows().filter((row) => !row.hidden).length;
+  page.querySelectorAll(".point")[2].focus();
+  told.tip = page.getElementById("tip").textContent;
+  told.stops = page.querySelectorAll("svg.chart .point[tabindex='0']").length;
+  told.charts = page.querySelectorAll("svg.chart").length;
+}
+frame.addEventListener("load", look);
+"""
+
+
+def dumped(path: Path) -> dict[str, str | None]:
+    """The attributes of <html> after the page's script ran, in a browser without network."""
+    assert CHROMIUM is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+             "--disable-component-update", "--window-size=1280,900", f"--user-data-dir={path.parent / 'profile'}"]
+    dom = subprocess.run([CHROMIUM, *flags, "--dump-dom", path.as_uri()], capture_output=True, timeout=60, check=True)
+    parser = HTMLParser()
+    found: list[dict[str, str | None]] = []
+    parser.handle_starttag = lambda tag, attrs: found.append(dict(attrs))  # type: ignore[method-assign]
+    parser.feed(dom.stdout.decode()[:2000])
+    return found[0]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to run the page's script")
+def test_the_script_runs_in_a_browser(make_run: MakeRun, tmp_path: Path) -> None:
+    write_report([make_run("a"), make_run("b")], tmp_path / "r.html")
+    assert dumped(tmp_path / "r.html").get("data-ready") == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to run the page's script")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_sorting_filtering_tooltips_and_no_sideways_scroll(width: int, make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(overrides=("name=" + "long" * 40,))
+    with_json(run / "merge" / MANIFEST, lambda v: v["figures"].update({"a" * 80: "b" * 80}))
+    write_report([run], tmp_path / "r.html")
+    html = re.sub(r"<meta http-equiv[^>]*>", "", (tmp_path / "r.html").read_text(encoding="utf-8"))
+    (tmp_path / "probe.html").write_text(
+        f'<!DOCTYPE html><meta charset="utf-8"><iframe width="{width}" height="800" srcdoc="{escape(html)}"></iframe>'
+        f"<script>{PROBE}</script>", encoding="utf-8")
+    told = dumped(tmp_path / "probe.html")
+    assert told["data-ready"] == "1" and told["data-overflow"] == "0"
+    keys = [float(key) for key in (told["data-sorted"] or "").split()]
+    assert keys == sorted(keys) and len(keys) == 4 and len(set(keys)) == 4
+    assert told["data-filtered"] == "1"
+    assert (told["data-tip"] or "").startswith("Medical tasks, ratio 0.5: 86.0% (95% interval")
+    assert told["data-stops"] == told["data-charts"] == "4"
