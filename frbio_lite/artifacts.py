@@ -64,9 +64,9 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def tree_digest(directory: Path, skip: tuple[str, ...] = ()) -> str:
-    """Hash of the names and contents of all files below `directory`, but those named in `skip`."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in skip)
+def tree_digest(directory: Path, *, skip: tuple[str, ...] = (), suffixes: tuple[str, ...] = ()) -> str:
+    """Hash of the names and contents of the files below `directory`: without those named in `skip`, with these suffixes if any."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in skip and (not suffixes or p.suffix in suffixes))
     return canonical_hash({p.relative_to(directory).as_posix(): file_sha256(p) for p in files})
 
 

@@ -196,11 +196,15 @@ def summed_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
     chunk = max(SMALLEST_CHUNK, LOGITS_BYTES // (4 * vocabulary))
     if rows.shape[0] <= chunk:
         return token_losses(model, rows, targets).sum()
-    parts = [
-        checkpoint(lambda h, t: token_losses(model, h, t).sum(), h, t, use_reentrant=False)
-        for h, t in zip(rows.split(chunk), targets.split(chunk), strict=True)
-    ]
-    return cast(Tensor, torch.stack(parts).sum())
+    total = torch.zeros((), device=rows.device)
+    for start in range(0, rows.shape[0], chunk):
+        part = slice(start, start + chunk)
+        total = total + checkpoint(_loss_sum, model, rows[part], targets[part], use_reentrant=False)
+    return total
+
+
+def _loss_sum(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
+    return token_losses(model, hidden, labels).sum()
 
 
 def cache_directory() -> Path:

@@ -14,11 +14,21 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from frbio_lite import corpus, evaluate, merge, model, packing
+from frbio_lite import corpus, demo, evaluate, merge, model, packing
 from frbio_lite.ablate import ablate
-from frbio_lite.artifacts import Kind, canonical_hash, is_current, locked, read_manifest, require_space, write_text, writing
+from frbio_lite.artifacts import (
+    Kind,
+    canonical_hash,
+    is_current,
+    locked,
+    read_manifest,
+    require_space,
+    tree_digest,
+    write_text,
+    writing,
+)
 from frbio_lite.demo.base import write_untrained
 from frbio_lite.device import peak_memory, pick_device, pick_dtype
 from frbio_lite.errors import RequestError
@@ -30,20 +40,19 @@ from frbio_lite.train import LOG, train
 STAGES = ("corpus", "packed", "train", "ablation", "merge", "eval", "report")
 DEMO, DEMO_UNTRAINED = "demo", "demo-untrained"
 RECIPE_FILE = "recipe.yaml"
+Split = Literal["validation", "test"]
 
 
 def locate(name: str, revision: str | None = None) -> Path:
     """The directory of a model: a directory, a Hub id, or the embedded world's tiny base, trained the first time it is asked for."""
+    cache = model.cache_directory()
     if name == DEMO_UNTRAINED:
-        place = model.cache_directory() / DEMO_UNTRAINED
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        write_untrained(place)
-        return place
+        world = tree_digest(Path(demo.__file__).parent, suffixes=(".py", ".yaml"))
+        with locked(cache):
+            make(cache / DEMO_UNTRAINED, "TrainedWeights", write_untrained, settings={}, parents={"world": world})
+        return cache / DEMO_UNTRAINED
     if name == DEMO:
-        recipe = load_recipe("demo-base")
-        say("the embedded world's base model: trained once, then kept")
-        return run(recipe, model.cache_directory() / DEMO, until="train") / "train"
+        return run(load_recipe("demo-base"), cache / DEMO, until="train") / "train"
     return model.fetch(name, revision)
 
 
@@ -62,16 +71,16 @@ def make(
     """Make the artifact with `work`, unless it is there already; return its digest, what a child records as its parent."""
     key = canonical_hash({"kind": kind, "settings": dict(settings), "parents": dict(parents), "seed": seed})
     if is_current(directory, kind, key):
-        say(f"{directory.name}: up to date")
         return read_manifest(directory, kind).digest
-    say(f"{directory.name}: …")
+    label = f"{directory.parent.name}/{directory.name}"
+    say(f"{label}: …")
     began = time.monotonic()
     with writing(directory, kind, key, settings=settings, parents=parents, seed=seed, recipe_hash=recipe_hash,
                  resumable=resumable, measured=measured) as artifact:
         figures = dict(work(artifact.path))
         seconds = time.monotonic() - began
         artifact.figures = {**figures, "stage_seconds": seconds, "stage_peak_memory_bytes": peak_memory(pick_device())}
-    say(f"{directory.name}: done in {seconds:.1f} s")
+    say(f"{label}: done in {seconds:.1f} s")
     return read_manifest(directory, kind).digest
 
 
@@ -82,11 +91,11 @@ def run(recipe: Recipe, out: Path, *, until: str = "report", fresh: bool = False
     """
     with locked(out):
         stages = _Stages(recipe, out, data)
+        stages.check()
         if fresh:
             for name in STAGES:
                 shutil.rmtree(out / name, ignore_errors=True)
                 shutil.rmtree(out / f"{name}.partial", ignore_errors=True)
-        stages.check()
         write_text(out / RECIPE_FILE, recipe.to_yaml())
         for name in STAGES[: STAGES.index(until) + 1]:
             getattr(stages, name)()
@@ -204,7 +213,7 @@ class _Stages:
 
 def score(
     directory: Path, adapter: Path | None, tasks: list[evaluate.Task], settings: Eval, place: Path, *, name: str, seed: int,
-    nf4: bool = False, split: str = "test", documents: Path | None = None, data: Path | None = None, offline: bool = False,
+    nf4: bool = False, split: Split = "test", documents: Path | None = None, data: Path | None = None, offline: bool = False,
 ) -> Mapping[str, Any]:
     """Load a model (and its live adapter), score it on one split, and return figures; results.json and items.jsonl go to `place`."""
     device = pick_device()
@@ -218,7 +227,7 @@ def score(
 
 
 def evaluate_model(
-    name: str, adapter: str | None, settings: Eval, out: Path, *, split: str, corpus_directory: Path | None, data: Path | None,
+    name: str, adapter: str | None, settings: Eval, out: Path, *, split: Split, corpus_directory: Path | None, data: Path | None,
     offline: bool, seed: int = 17,
 ) -> Path:
     """`frbio eval`: one model, one split, an EvalResult artifact in `out`."""

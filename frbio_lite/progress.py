@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -25,7 +26,7 @@ class Progress:
     def __init__(self, label: str, total: int | None, unit: str, initial: int = 0) -> None:
         self.label, self.total, self.unit, self.initial, self.done = label, total, unit, initial, initial
         self.started = self.last_line = time.monotonic()
-        self.bar: tqdm[None] | None = None
+        self.bar: Any = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=total, desc=label, unit=unit, initial=initial, delay=1.0, unit_scale=True,
                             dynamic_ncols=True, leave=False, file=sys.stderr)

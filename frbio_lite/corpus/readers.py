@@ -112,9 +112,8 @@ def _read_txt(path: Path, text: str, separator: Separator) -> Iterator[Row]:
 def _usual_separator(path: Path) -> Separator:
     lines = blank = pending = 0
     for number, line in _lines(path):
-        lines = number
         if line.strip():
-            blank, pending = blank + pending, 0
+            lines, blank, pending = number, blank + pending, 0
         else:
             pending += number > 1
     return "blank-line" if blank >= AUTO_BLANK_SHARE * lines and blank else "line"

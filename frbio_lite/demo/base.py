@@ -41,10 +41,11 @@ def make_config(vocabulary: int, end: int) -> Qwen3Config:
     )
 
 
-def write_untrained(directory: Path) -> None:
+def write_untrained(directory: Path) -> dict[str, int]:
     """Write tokenizer, configuration and random bf16 weights to `directory`; the same bytes each time."""
     tokenizer = make_tokenizer()
     torch.manual_seed(SEED)
     model = Qwen3ForCausalLM(make_config(len(tokenizer), tokenizer.eos_token_id)).to(torch.bfloat16)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    return {"parameters": model.num_parameters(), "vocabulary": len(tokenizer)}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,18 @@ def write_report(runs: Sequence[Path], output: Path) -> dict[str, Any]:
     }
 
 
-def _render(context: dict[str, Any]) -> str:
-    environment = Environment(
+@cache
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("frbio_lite.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )
+
+
+def _render(context: dict[str, Any]) -> str:
     style, script = _template_text("report.css"), _template_text("report.js")
     policy = f"default-src 'none'; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'"
-    return environment.get_template("report.html.j2").render(
+    return _environment().get_template("report.html.j2").render(
         **context, style=Markup(style), script=Markup(script), policy=policy,
     )
 

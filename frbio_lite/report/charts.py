@@ -29,12 +29,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """`tone` is the colour and marker (domain, general, other); `dash` indexes DASHES."""
+    """`tone`: colour and marker (domain, general, other); `dash` indexes DASHES; `chosen`: the mark is on it."""
 
     label: str
     tone: str
     points: tuple[Point, ...]
     dash: int = 0
+    chosen: bool = True
     band: bool = False                    # spread as a band along the line, points unseen until they are met
 
 
@@ -158,7 +159,7 @@ def _line(line: Line, scale: _Scale, mark: Mark | None) -> Markup:
     if line.band:
         outline = [(p.x, p.high) for p in ordered] + [(p.x, p.low) for p in reversed(ordered)]
         parts.insert(0, element("path", d=_path(outline, scale) + "Z", class_="band"))
-    parts += [_point(p, line, scale, mark is not None and p.x == mark.x) for p in ordered]
+    parts += [_point(p, line, scale, mark is not None and line.chosen and p.x == mark.x) for p in ordered]
     return element("g", *parts, class_=f"line {line.tone}{' quiet' if line.band else ''}")
 
 

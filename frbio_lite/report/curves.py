@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from frbio_lite.report import format as fmt
 from frbio_lite.report.charts import Frame, Line, Mark, Point, legend, line_chart, nice_ticks
-from frbio_lite.report.load import AblationScore, LoggedStep, Run
+from frbio_lite.report.load import AblationScore, Choice, LoggedStep, Run
 from frbio_lite.report.verdict import group_name, mean_with_interval
 
 MOST_POINTS = 120                         # of a training curve; more steps share a point
@@ -34,7 +34,7 @@ def _trade_off_chart(run: Run, metric: str, scores: Sequence[AblationScore]) -> 
     methods = list(dict.fromkeys(row.method for row in scores))
     groups = list(dict.fromkeys(row.group for row in scores))
     lines = [
-        _ratio_line([r for r in scores if (r.method, r.group) == (method, group)], method, group, methods)
+        _ratio_line([r for r in scores if (r.method, r.group) == (method, group)], method, group, methods, run.choice)
         for group in groups
         for method in methods
     ]
@@ -51,7 +51,9 @@ def _trade_off_chart(run: Run, metric: str, scores: Sequence[AblationScore]) -> 
     return Chart(name + better, line_chart(lines, frame), legend(lines))
 
 
-def _ratio_line(rows: Sequence[AblationScore], method: str, group: str, methods: Sequence[str]) -> Line:
+def _ratio_line(
+    rows: Sequence[AblationScore], method: str, group: str, methods: Sequence[str], choice: Choice | None
+) -> Line:
     metric_scale = 100.0 if rows and fmt.is_percent(rows[0].metric) else 1.0
     several = len(methods) > 1
     label = group_name(group) + (f", {method}" if several else "")
@@ -69,7 +71,8 @@ def _ratio_line(rows: Sequence[AblationScore], method: str, group: str, methods:
         bounds = (value if low is None else low, value if high is None else high)
         points.append(Point(ratio, value * metric_scale, bounds[0] * metric_scale, bounds[1] * metric_scale, text))
     tone = group if group in {"domain", "general"} else "other"
-    return Line(label, tone, tuple(points), dash=methods.index(method))
+    chosen = choice is not None and choice.method == method
+    return Line(label, tone, tuple(points), dash=methods.index(method), chosen=chosen)
 
 
 def _ratio_ticks(ratios: Sequence[float]) -> tuple[tuple[float, str], ...]:

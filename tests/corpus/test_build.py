@@ -34,7 +34,9 @@ def settings(*sources: Any, **keys: Any) -> Corpus:
     return Corpus.model_validate({"sources": made, "licenses": {"allow": ["cc-by-4.0", "MIT"]}, **keys})
 
 
-def build(where: Path, corpus: Corpus, seed: int = 17, questions: Any = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def build(
+    where: Path, corpus: Corpus, seed: int = 17, questions: Any = None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     where.mkdir()
     figures = build_corpus(corpus, seed, where, questions or {})
     assert json.loads((where / "funnel.json").read_text()) == figures
@@ -50,21 +52,39 @@ def test_what_is_written_and_counted(tmp_path: Path) -> None:
     texts = [words(30) for _ in range(200)]
     notes = write(tmp_path / "notes.jsonl", [*texts, "trop court", texts[7] + "  "])
     other = write(tmp_path / "other.jsonl", [texts[3], *[words(20) for _ in range(20)]])
-    corpus = settings(notes, {"path": str(other), "license": "mit", "role": "replay", "weight": 0.0},
-                      validation_fraction=0.05, test_fraction=0.1)
+    corpus = settings(
+        notes,
+        {"path": str(other), "license": "mit", "role": "replay", "weight": 0.0},
+        validation_fraction=0.05,
+        test_fraction=0.1,
+    )
     rows, figures = build(tmp_path / "out", corpus)
     assert list(rows[0]) == ["text", "source", "document_type", "license", "id", "split", "role", "recipe_source"]
     assert [r["text"] for r in rows[:200]] == texts
-    assert {(r["role"], r["recipe_source"], r["license"]) for r in rows} == {("domain", 0, "cc-by-4.0"), ("replay", 1, "mit")}
+    assert {(r["role"], r["recipe_source"], r["license"]) for r in rows} == {
+        ("domain", 0, "cc-by-4.0"),
+        ("replay", 1, "mit"),
+    }
     assert len({r["id"] for r in rows}) == len(rows) == 220
-    held = {(s, i): sum(r["split"] == s and r["recipe_source"] == i for r in rows) for s in ("validation", "test") for i in (0, 1)}
+    held = {
+        (s, i): sum(r["split"] == s and r["recipe_source"] == i for r in rows)
+        for s in ("validation", "test")
+        for i in (0, 1)
+    }
     assert held == {("validation", 0): 10, ("test", 0): 20, ("validation", 1): 1, ("test", 1): 2}
     assert figures["dropped"] == {str(notes): {"duplicate": 1, "too short": 1}, str(other): {"duplicate": 1}}
     assert figures["rules"] == {str(notes): {"collapse_space": 1}, str(other): {}}
-    assert step(figures, "read")["documents"] == 223 and step(figures, "cleaned")["by_source"][str(notes)]["documents"] == 201
+    assert (
+        step(figures, "read")["documents"] == 223
+        and step(figures, "cleaned")["by_source"][str(notes)]["documents"] == 201
+    )
     last = step(figures, "decontaminated")
     splits = [step(figures, s) for s in ("train", "validation", "test")]
-    for unit, value in (("documents", 220), ("words", 200 * 30 + 20 * 20), ("bytes", sum(len(r["text"].encode()) for r in rows))):
+    for unit, value in (
+        ("documents", 220),
+        ("words", 200 * 30 + 20 * 20),
+        ("bytes", sum(len(r["text"].encode()) for r in rows)),
+    ):
         assert last[unit] == value == sum(s[unit] for s in splits) == sum(c[unit] for c in last["by_source"].values())
 
 
@@ -73,7 +93,9 @@ def test_same_seed_same_files_other_seed_other_split(tmp_path: Path) -> None:
     corpus = settings(notes, deduplicate={"method": "minhash"})
     (a, _), (b, _), (c, _) = (build(tmp_path / n, corpus, seed) for n, seed in (("a", 1), ("b", 1), ("c", 2)))
     assert a == b
-    assert (tmp_path / "a/documents/part-00000.parquet").read_bytes() == (tmp_path / "b/documents/part-00000.parquet").read_bytes()
+    assert (tmp_path / "a/documents/part-00000.parquet").read_bytes() == (
+        tmp_path / "b/documents/part-00000.parquet"
+    ).read_bytes()
     assert [r["split"] for r in a] != [r["split"] for r in c]
 
 
@@ -137,7 +159,7 @@ def test_too_little_is_left(tmp_path: Path, texts: list[str], message: str) -> N
 def test_a_small_source_is_no_obstacle_beside_a_larger_one_of_its_role(tmp_path: Path) -> None:
     small = write(tmp_path / "small.jsonl", [words(9)])
     rows, _ = build(tmp_path / "out", settings(small, write(tmp_path / "n.jsonl", [words(9) for _ in range(3)])))
-    assert [r["split"] for r in rows][0] == "train"
+    assert rows[0]["split"] == "train"
     assert sorted(r["split"] for r in rows[1:]) == ["test", "train", "validation"]
 
 
@@ -232,7 +254,9 @@ def test_contaminated_documents_are_dropped_and_counted(tmp_path: Path) -> None:
     rows, figures = build(tmp_path / "out", corpus, questions={"a": [shared, alone], "b": [shared, "trop court"]})
     assert [r["text"] for r in rows] == [t for i, t in enumerate(texts) if i not in (4, 9)]
     assert figures["contamination"] == {
-        "documents": {str(notes): {"a": 2, "b": 1}}, "ngram": 13, "questions": {"a": 2, "b": 2},
+        "documents": {str(notes): {"a": 2, "b": 1}},
+        "ngram": 13,
+        "questions": {"a": 2, "b": 2},
         "questions_too_short": {"a": 0, "b": 1},
     }
     assert figures["dropped"][str(notes)] == {"benchmark question": 2}
@@ -245,5 +269,7 @@ def test_the_demo_corpus(tmp_path: Path) -> None:
 
     recipe = load_recipe("demo", ["corpus.sources.0.path=demo:medical:2", "corpus.sources.1.path=demo:general:2"])
     rows, figures = build(tmp_path / "out", recipe.corpus, questions={"demo-medical": ["a b c d e f g h i j k l m n"]})
-    assert {(r["role"], r["split"]) for r in rows} == {(r, s) for r in ("domain", "replay") for s in ("train", "validation", "test")}
-    assert sum(figures["rules"]["demo:medical:2"].values()) == 0          # the world's texts need no cleaning
+    assert {(r["role"], r["split"]) for r in rows} == {
+        (r, s) for r in ("domain", "replay") for s in ("train", "validation", "test")
+    }
+    assert sum(figures["rules"]["demo:medical:2"].values()) == 0  # the world's texts need no cleaning

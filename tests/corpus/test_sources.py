@@ -44,8 +44,10 @@ def write_csv(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> N
 
 
 def test_every_table_format_gives_the_same_documents(tmp_path: Path) -> None:
-    rows = [{"corps": t, "source": f"s{i}", "document_type": "note", "license": "CC0-1.0", "id": f"d{i}", "autre": "-"}
-            for i, t in enumerate(TEXTS)]
+    rows = [
+        {"corps": t, "source": f"s{i}", "document_type": "note", "license": "CC0-1.0", "id": f"d{i}", "autre": "-"}
+        for i, t in enumerate(TEXTS)
+    ]
     write_jsonl(tmp_path / "a.jsonl", rows)
     write_jsonl(tmp_path / "a.jsonl.gz", rows)
     write_csv(tmp_path / "a.csv", rows)
@@ -78,7 +80,7 @@ def test_auto_takes_blank_lines_from_one_percent_on(tmp_path: Path, lines: int, 
     for place in random.sample(range(1, lines - 1, 2), blank):
         rows[place] = ""
     path = tmp_path / "t.txt"
-    path.write_text("\n".join(rows) + "\n\n\n")      # blank lines at the end separate nothing
+    path.write_text("\n".join(rows) + "\n\n\n")  # blank lines at the end separate nothing
     assert len(texts_of(path)) == (blank + 1 if blocks else lines - blank)
 
 
@@ -88,7 +90,9 @@ def test_directories_and_globs(tmp_path: Path) -> None:
         (tmp_path / name).write_text('{"text": "json"}\n' if name.endswith("jsonl") else f"texte {name}\n")
     (tmp_path / "README.md").write_text("non")
     assert [(d.id, d.text) for d in read(tmp_path)] == [
-        ("a/x.txt#000000", "texte a/x.txt"), ("a/y.jsonl#000000", "json"), ("b/x.txt#000000", "texte b/x.txt"),
+        ("a/x.txt#000000", "texte a/x.txt"),
+        ("a/y.jsonl#000000", "json"),
+        ("b/x.txt#000000", "texte b/x.txt"),
     ]
     assert [d.id for d in read(tmp_path / "*" / "x.txt")] == ["a/x.txt#000000", "b/x.txt#000000"]
     assert [d.id for d in read(tmp_path / "a" / "*.txt")] == ["x.txt#000000"]
@@ -201,8 +205,10 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", load)
     source = Source(dataset="org/name", config="fine", revision="abc", text="input", license="mit")
     found = list(read_source(source, 1))
-    assert found == [Document("un", "CAS", "", "mit", "org/name:fine#000000"),
-                     Document("", "org/name", "", "mit", "org/name:fine#000001")]
+    assert found == [
+        Document("un", "CAS", "", "mit", "org/name:fine#000000"),
+        Document("", "org/name", "", "mit", "org/name:fine#000001"),
+    ]
     assert asked == [(("org/name", "fine"), {"revision": "abc", "split": "train", "streaming": True})]
     with pytest.raises(RequestError, match="no column 'inptu'; did you mean 'input'"):
         list(read_source(source.model_copy(update={"text": "inptu"}), 1))

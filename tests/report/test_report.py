@@ -274,6 +274,9 @@ def test_two_runs_are_compared(make_run: MakeRun, render: Render) -> None:
     assert targets == {"#run-1", "#run-2"} <= {f"#{a['id']}" for _, a in page.elements if "id" in a}
     assert any(a.get("stroke-dasharray") for _, a in page.elements)      # a second method has another stroke
     assert "Medical tasks, linear" in page.said()
+    stand_out = [a["aria-label"] or "" for _, a in page.elements if a.get("class") == "point is-chosen"]
+    assert [text.split(":")[0] for text in stand_out[4:]] == [
+        "Medical tasks, slerp, ratio 0.25", "General tasks, slerp, ratio 0.25"] * 2
 
 
 def test_csv_with_commas_quotes_and_empty_bounds(make_run: MakeRun, render: Render) -> None:
