@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -204,7 +204,7 @@ def ablate_command(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the results go.")
 @_data_options
 def eval_command(
-    name: str, adapter: str | None, tasks: str, split: str, shots: int, limit: int | None, out: Path, data: Path | None,
+    name: str, adapter: str | None, tasks: str, split: Literal["validation", "test"], shots: int, limit: int | None, out: Path, data: Path | None,
     corpus_directory: Path | None, offline: bool,
 ) -> None:
     """Score a model on benchmarks; a second call continues where it stopped.

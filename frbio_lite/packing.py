@@ -323,6 +323,11 @@ class PackedTokens:
         lengths: NDArray[np.int32] = self._lengths[self._offsets[window] : self._offsets[window + 1]]
         return lengths
 
+    def order(self, epoch: int, seed: int) -> list[int]:
+        """The windows in the order of one epoch; see `window_order`."""
+        order: list[int] = window_order(self.windows, epoch, seed).tolist()
+        return order
+
     def batch(self, indices: Sequence[int] | NDArray[np.int64], document_mask: bool = True) -> dict[str, torch.Tensor]:
         """`input_ids`, `position_ids` and `labels`, each [len(indices), sequence_length] int64.
 

@@ -162,7 +162,7 @@ class _Stages:
 
     def train(self) -> None:
         def work(place: Path) -> Mapping[str, Any]:
-            return train(self.base, self.out / "packed", self.recipe.train, self.recipe.packing, self.recipe.seed, place)
+            return train(self.base, packing.PackedTokens(self.out / "packed"), self.recipe.train, self.recipe.packing, self.recipe.seed, place)
 
         self._make("train", "TrainedWeights", work, self.recipe.section("base", "train"),
                    {"packed": self.digests["packed"], "base": self.base_digest}, resumable=True, measured=(LOG,))

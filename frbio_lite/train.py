@@ -12,11 +12,11 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,17 +35,27 @@ from frbio_lite.model import (
     load_model,
     summed_loss,
 )
-from frbio_lite.packing import PackedTokens, window_order
 from frbio_lite.progress import Progress, say
 
 LOG = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
+class Windows(Protocol):
+    """What training reads: `frbio_lite.packing.PackedTokens`, or anything of its shape."""
+
+    windows: int
+    sequence_length: int
+
+    def batch(self, indices: Sequence[int], document_mask: bool = True) -> dict[str, Tensor]: ...
+
+    def order(self, epoch: int, seed: int) -> Sequence[int]: ...
+
+
 def train(
-    base: Path, packed: Path, settings: recipe.Train, packing: recipe.Packing, seed: int, directory: Path
+    base: Path, data: Windows, settings: recipe.Train, packing: recipe.Packing, seed: int, directory: Path
 ) -> dict[str, Any]:
-    """Adapt `base` on `packed` tokens; save an adapter (lora, qlora) or a model directory (full, fp32) in `directory`.
+    """Adapt `base` on packed windows; save an adapter (lora, qlora) or a model directory (full, fp32) in `directory`.
 
     Goes on from the newest whole checkpoint in `directory`. Returns measured figures: steps, tokens, seconds, rate, memory.
     Raises RequestError when the recipe cannot run here, RuntimeError when the loss stops being finite.
@@ -55,7 +65,6 @@ def train(
     check_positions(load_config(base), packing.sequence_length)
     torch.manual_seed(seed)
     model = prepare_model(base, settings, dtype, device, seed)
-    data = PackedTokens(packed)
     optimizer = make_optimizer(model, settings.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     steps = total_steps(settings, data)
@@ -179,7 +188,7 @@ def make_optimizer(model: Model, settings: recipe.Optimizer) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
 
 
-def total_windows(settings: recipe.Train, data: PackedTokens) -> int:
+def total_windows(settings: recipe.Train, data: Windows) -> int:
     """Windows the whole training reads, repeats included."""
     if settings.tokens is not None:
         return max(1, math.ceil(settings.tokens / data.sequence_length))
@@ -187,16 +196,16 @@ def total_windows(settings: recipe.Train, data: PackedTokens) -> int:
     return max(1, round(settings.epochs * data.windows))
 
 
-def total_steps(settings: recipe.Train, data: PackedTokens) -> int:
+def total_steps(settings: recipe.Train, data: Windows) -> int:
     return math.ceil(total_windows(settings, data) / (settings.tokens_per_step // data.sequence_length))
 
 
-def step_windows(data: PackedTokens, settings: recipe.Train, step: int, seed: int) -> list[int]:
+def step_windows(data: Windows, settings: recipe.Train, step: int, seed: int) -> list[int]:
     """The windows of a step: a pure function of step and seed, so that a resumed run reads what it would have read."""
     rows = settings.tokens_per_step // data.sequence_length
     first, last = step * rows, min((step + 1) * rows, total_windows(settings, data))
     epochs = range(first // data.windows, (last - 1) // data.windows + 1)
-    orders = {epoch: window_order(data.windows, epoch, seed) for epoch in epochs}
+    orders = {epoch: data.order(epoch, seed) for epoch in epochs}
     return [int(orders[row // data.windows][row % data.windows]) for row in range(first, last)]
 
 

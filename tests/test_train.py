@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from frbio_lite import checkpoint, train
 from frbio_lite.errors import RequestError
 from frbio_lite.model import is_adapter
+from frbio_lite.packing import PackedTokens
 from frbio_lite.recipe import Packing, Train
 
 Make = Callable[..., Path]
@@ -33,7 +34,7 @@ def settings(**changes: Any) -> Train:
 
 def run(base: Path, packed: Path, out: Path, how: Train, seed: int = 3) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    return train.train(base, packed, how, Packing(sequence_length=64), seed, out)
+    return train.train(base, PackedTokens(packed), how, Packing(sequence_length=64), seed, out)
 
 
 def losses(out: Path) -> list[float]:
@@ -59,7 +60,7 @@ def test_training_lowers_the_loss_and_logs_every_step(make_base: Make, make_pack
 def test_first_loss_is_the_mean_over_all_targets_of_the_step(make_base: Make, make_packed: Make, tmp_path: Path) -> None:
     base, packed = make_base(), make_packed()
     run(base, packed, tmp_path / "out", settings())
-    data = train.PackedTokens(packed)
+    data = PackedTokens(packed)
     batch = data.batch(train.step_windows(data, settings(), 0, seed=3))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64).requires_grad_(False)
     nats, targets = 0.0, 0
@@ -198,7 +199,7 @@ def test_chunked_loss_equals_the_whole_one(make_base: Make, make_packed: Make, t
 
 
 def test_epochs_read_every_window_that_often(make_packed: Make) -> None:
-    data = train.PackedTokens(make_packed())
+    data = PackedTokens(make_packed())
     how = settings(tokens=None, epochs=2)
     read = [w for step in range(train.total_steps(how, data)) for w in train.step_windows(data, how, step, seed=1)]
     assert sorted(read) == sorted([*range(data.windows)] * 2)
@@ -215,7 +216,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
 
 def test_sequences_beyond_the_positions_are_refused(make_base: Make, make_packed: Make, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="beyond the model's 256 positions"):
-        train.train(make_base(), make_packed(), settings(), Packing(sequence_length=512), 0, tmp_path)
+        train.train(make_base(), PackedTokens(make_packed()), settings(), Packing(sequence_length=512), 0, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

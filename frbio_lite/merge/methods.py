@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 PARALLEL = 0.9995                         # |cosine| above which slerp is linear (mergekit's threshold)
-BLOCK = 1 << 20                           # elements converted to fp64 at once
+BLOCK = 1 << 16                           # elements converted to fp64 at once: they stay in the CPU's cache
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def merge_tensors(
         return base
     merged = base if adapted is None or ratio == 0.0 else METHODS[method](base, adapted, ratio)
     rounded = merged.to(dtype or base.dtype)
-    if rounded.dtype == torch.float16 and merged.dtype != torch.float16 and not bool(rounded.isfinite().all()):
+    if rounded.dtype == torch.float16 and merged.dtype != torch.float16 and not _is_finite(rounded):
         raise RequestError(
             f"{name}: the value {merged.abs().max().item():.3g} is beyond float16, which ends at 65504: "
             "merge with dtype bfloat16 or float32"
@@ -244,5 +244,10 @@ def _check_tensors(base: Weights, names: tuple[str, ...], adapted: Weights, adap
 
 
 def _require_finite(tensor: Tensor, name: str, directory: Path) -> None:
-    if not bool(tensor.isfinite().all()):
+    if not _is_finite(tensor):
         raise RequestError(f"{directory}: {name} holds NaN or Inf: the training or the file is broken")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether there is no NaN or Inf; both show in the extremes, which take one pass and no memory."""
+    return tensor.numel() == 0 or all(bool(t.isfinite()) for t in torch.aminmax(tensor))

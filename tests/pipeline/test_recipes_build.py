@@ -65,7 +65,7 @@ def test_the_recipe_trains_its_architecture_at_reduced_size(
     base = make_base("gemma3" if "gemma" in recipe.base.model else "qwen3", tied=SHAPES[recipe.base.model][0][-1])
     packed = make_packed(sequence_length=64)
     (tmp_path / "out").mkdir()
-    figures = train(base, packed, recipe.train, recipe.packing, recipe.seed, tmp_path / "out")
+    figures = train(base, PackedTokens(packed), recipe.train, recipe.packing, recipe.seed, tmp_path / "out")
     assert figures["steps"] == total_steps(recipe.train, PackedTokens(packed)) == 5
     assert (tmp_path / "out" / ("model.safetensors" if recipe.train.method == "full" else "adapter_model.safetensors")).is_file()
 
