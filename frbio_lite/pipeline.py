@@ -89,9 +89,9 @@ def run(recipe: Recipe, out: Path, *, until: str = "report", fresh: bool = False
 
     `data` holds local copies of benchmark data. Raises RequestError for what cannot be run, before any long work.
     """
+    stages = _Stages(recipe, out, data)
+    stages.check(until)
     with locked(out):
-        stages = _Stages(recipe, out, data)
-        stages.check()
         if fresh:
             for name in STAGES:
                 shutil.rmtree(out / name, ignore_errors=True)
@@ -115,18 +115,19 @@ class _Stages:
     def base_digest(self) -> str:
         return model.digest(self.base)
 
-    def check(self) -> None:
+    def check(self, until: str) -> None:
         """Everything that can be refused before the first hour of work."""
         recipe = self.recipe
         model.check_positions(model.load_config(self.base), recipe.packing.sequence_length)
         model.load_tokenizer(self.base)
+        pick_dtype(recipe.train.precision, pick_device())
         self.source_digests = corpus.source_digests(recipe.corpus)
         roles = {s.role for s in recipe.corpus.sources}
         for task in self.tasks:
             if task.heldout is not None and task.heldout not in roles:
-                raise RequestError(f"eval.tasks: {task.name} measures held-out {task.heldout} text, and no source has role: {task.heldout}")
+                raise RequestError(f"eval.tasks: {task.name} reads held-out text and no source has `role: {task.heldout}`")
         missing = {recipe.merge.choose.maximise, *recipe.merge.choose.retain} - {t.group for t in self.tasks}
-        if missing and len(recipe.merge.ratios) > 2:
+        if missing and until in STAGES[STAGES.index("ablation") :]:
             raise RequestError(f"merge.choose: no task of eval.tasks measures {', '.join(sorted(missing))}")
         require_space(self.out, self._bytes_needed(), "checkpoints, trained weights and the merged model")
 
@@ -164,7 +165,7 @@ class _Stages:
         def work(place: Path) -> Mapping[str, Any]:
             return train(self.base, packing.PackedTokens(self.out / "packed"), self.recipe.train, self.recipe.packing, self.recipe.seed, place)
 
-        self._make("train", "TrainedWeights", work, self.recipe.section("base", "train"),
+        self._make("train", "TrainedWeights", work, self.recipe.section("train", "packing"),
                    {"packed": self.digests["packed"], "base": self.base_digest}, resumable=True, measured=(LOG,))
 
     def ablation(self) -> None:

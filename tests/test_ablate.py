@@ -283,7 +283,7 @@ def candidates(
     made = []
     for ratio, domain, general in ((0.0, 0.0, 0.0), *points):
         gains = {"domain": domain, "general": general}
-        made.append(Candidate(method, ratio, gains, all(gains[g] >= bound for g, bound in rule.retain.items())))
+        made.append(module._candidate((method, ratio), gains, rule))
     return made
 
 

@@ -90,7 +90,7 @@ def text_run(make_base: Callable[..., Path], tmp_path: Path) -> Callable[..., st
         out = tmp_path / "run"
         message = refused("run", "local-text", "--out", out, *(x for v in values for x in ("--set", v)))
         left = sorted(p.name for p in out.rglob("*") if p.is_file() and p.name not in {".lock", "recipe.yaml"})
-        assert left == [], left
+        assert left == [], left  # neither an artifact nor a part of one
         return message
 
     return run

@@ -1,0 +1,201 @@
+"""`frbio run`, all stages on a tiny base: nothing is done twice, nothing is lost, and an interruption changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from frbio_lite import pipeline
+from frbio_lite.artifacts import read_manifest
+from frbio_lite.errors import RequestError
+from frbio_lite.recipe import Recipe, load_recipe
+
+SMALL = [
+    "corpus.sources.0.path=demo:medical:3", "corpus.sources.1.path=demo:general:3", "packing.sequence_length=64",
+    "train.tokens=2560", "train.tokens_per_step=256", "train.lora.rank=4", "eval.limit=12", "eval.bootstrap=100", "merge.ratios=[0.5]",
+]  # fmt: skip
+KINDS = {"corpus": "Documents", "packed": "PackedTokens", "train": "TrainedWeights", "ablation": "Ablation", "merge": "MergedModel",
+         "eval/base": "EvalResult", "eval/adapted": "EvalResult", "eval/merged": "EvalResult", "report": "Report"}  # fmt: skip
+
+
+@pytest.fixture
+def small(make_base: Callable[..., Path]) -> Callable[..., Recipe]:
+    base = make_base(dtype=torch.bfloat16)
+    return lambda *overrides: load_recipe("demo", [f"base.model={base}", *SMALL, *overrides])
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {name: read_manifest(out / name, kind).digest for name, kind in KINDS.items()}  # type: ignore[arg-type]
+
+
+def made(out: Path) -> dict[str, int]:
+    return {name: (out / name / "manifest.json").stat().st_mtime_ns for name in KINDS}
+
+
+def rows(out: Path, model: str) -> list[dict[str, Any]]:
+    loaded: list[dict[str, Any]] = json.loads((out / "eval" / model / "results.json").read_text(encoding="utf-8"))["rows"]
+    return loaded
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_run_leaves_every_artifact_whole(method: str, small: Callable[..., Recipe], tmp_path: Path) -> None:
+    out = pipeline.run(small(f"train.method={method}"), tmp_path / "run")
+    assert set(digests(out)) == set(KINDS)
+    assert not list(out.rglob("*.partial"))
+    table = (out / "ablation" / "ablation.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0] == "method,ratio,task,group,split,metric,value,low,high"
+    assert len(table) == 1 + 3 * 4  # three ratios, four tasks
+    assert {r["split"] for r in rows(out, "merged")} == {"test"}
+    assert all(r["low"] <= r["value"] <= r["high"] for name in ("base", "adapted", "merged") for r in rows(out, name))
+    model = AutoModelForCausalLM.from_pretrained(out / "merge")
+    assert model.dtype == torch.bfloat16 and AutoTokenizer.from_pretrained(out / "merge").eos_token == "<|end|>"
+    assert "<html" in (out / "report" / "report.html").read_text(encoding="utf-8")
+    choice = json.loads((out / "ablation" / "choice.json").read_text(encoding="utf-8"))
+    assert read_manifest(out / "merge", "MergedModel").settings["ratio"] == choice["ratio"]
+
+
+def test_a_second_run_does_nothing(small: Callable[..., Recipe], tmp_path: Path) -> None:
+    out = pipeline.run(small(), tmp_path / "run")
+    before = made(out)
+    pipeline.run(small(), out)
+    assert made(out) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ("eval.limit=8", {"ablation", "eval/base", "eval/adapted", "eval/merged", "report"}),
+        ("train.optimizer.learning_rate=5e-4", {"train", "ablation", "merge", "eval/adapted", "eval/merged", "report"}),
+        ("merge.ratios=[0.25]", {"ablation", "report"}),
+        ("packing.document_mask=false", {"packed", "train", "ablation", "merge", "eval/adapted", "eval/merged", "report"}),
+    ],
+)
+def test_a_change_reruns_what_depends_on_it(change: str, again: set[str], small: Callable[..., Recipe], tmp_path: Path) -> None:
+    rule = "merge.choose.retain={general: 1000.0}"  # the base is chosen whatever the figures: the merge depends on weights alone
+    out = pipeline.run(small(rule), tmp_path / "run")
+    before = made(out)
+    pipeline.run(small(rule, change), out)
+    assert {name for name, when in made(out).items() if when != before[name]} == again
+
+
+def test_a_changed_source_file_is_noticed(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("\n\n".join(f"Compte rendu {i} : la CRP est à {i} mg/L ce jour." for i in range(60)), encoding="utf-8")
+    overrides = [f"base.model={make_base()}", f"corpus.sources.0.path={file}", *SMALL[1:]]
+    out = pipeline.run(load_recipe("local-text", overrides), tmp_path / "run", until="packed")
+    old = read_manifest(out / "packed", "PackedTokens").digest
+    pipeline.run(load_recipe("local-text", overrides), out, until="packed")
+    assert read_manifest(out / "packed", "PackedTokens").digest == old
+    file.write_text(file.read_text(encoding="utf-8") + "\n\nUn compte rendu de plus, avec 2,5 mg de midazolam.\n", encoding="utf-8")
+    pipeline.run(load_recipe("local-text", overrides), out, until="packed")
+    assert read_manifest(out / "packed", "PackedTokens").digest != old
+
+
+def test_same_seed_same_result_other_seed_another(small: Callable[..., Recipe], tmp_path: Path) -> None:
+    a, b = (pipeline.run(small(), tmp_path / name) for name in ("a", "b"))
+    same = [name for name in KINDS if name != "report"]  # the page holds times
+    assert [digests(a)[n] for n in same] == [digests(b)[n] for n in same]
+    c = pipeline.run(small("seed=18"), tmp_path / "c")
+    assert all(digests(a)[n] != digests(c)[n] for n in ("corpus", "packed", "train"))
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int = 1) -> None:
+    """Make the `call`-th call of a function of the pipeline fail."""
+    module, name = place.rsplit(".", 1)
+    target = pipeline if module == "pipeline" else getattr(pipeline, module)
+    real, calls = getattr(target, name), 0
+
+    def failing(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Stopped
+        return real(*given, **named)
+
+    monkeypatch.setattr(target, name, failing)
+
+
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_an_interruption_after_any_stage_changes_nothing(
+    method: str, small: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small(f"train.method={method}", "train.checkpoint.every_minutes=1e-9")
+    whole = pipeline.run(recipe, tmp_path / "whole")
+    cut = tmp_path / "cut"
+    places = ["corpus.build_corpus", "packing.pack", "pipeline.train", "pipeline.ablate", "merge.merge_models", "pipeline.write_report"]
+    for place in places:
+        with monkeypatch.context() as patch:
+            stop_at(patch, place)
+            with pytest.raises(Stopped):
+                pipeline.run(recipe, cut)
+    with monkeypatch.context() as patch:  # between the models, and in the middle of one
+        stop_at(patch, "pipeline.score", call=2)
+        with pytest.raises(Stopped):
+            pipeline.run(recipe, cut)
+    pipeline.run(recipe, cut)
+    same = [name for name in KINDS if name != "report"]
+    assert [digests(whole)[n] for n in same] == [digests(cut)[n] for n in same]
+    assert [rows(whole, m) for m in ("base", "adapted", "merged")] == [rows(cut, m) for m in ("base", "adapted", "merged")]
+
+
+def test_an_interruption_in_the_middle_of_training_changes_nothing(
+    small: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small("train.checkpoint.every_minutes=1e-9")
+    whole = pipeline.run(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        from frbio_lite import train
+
+        real, calls = train.update, 0
+
+        def dies(*given: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                raise Stopped
+            return real(*given)
+
+        patch.setattr(train, "update", dies)
+        with pytest.raises(Stopped):
+            pipeline.run(recipe, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "train").exists()
+    cut = pipeline.run(recipe, tmp_path / "cut")
+    assert read_manifest(cut / "train", "TrainedWeights").figures["resumed_at_step"] == 4
+    a, b = (load_file(out / "train" / "model.safetensors") for out in (whole, cut))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert digests(whole)["ablation"] == digests(cut)["ablation"]
+
+
+def test_until_and_fresh(small: Callable[..., Recipe], tmp_path: Path) -> None:
+    out = pipeline.run(small(), tmp_path / "run", until="packed")
+    assert (out / "packed").is_dir() and not (out / "train").exists()
+    before = (out / "corpus" / "manifest.json").stat().st_mtime_ns
+    pipeline.run(small(), out, until="corpus", fresh=True)
+    assert (out / "corpus" / "manifest.json").stat().st_mtime_ns > before
+    assert not (out / "packed").exists()
+
+
+def test_two_runs_in_one_directory_are_refused(small: Callable[..., Recipe], tmp_path: Path) -> None:
+    from frbio_lite.artifacts import locked
+
+    with locked(tmp_path / "run"), pytest.raises(RequestError, match="another frbio process"):
+        pipeline.run(small(), tmp_path / "run")
+
+
+def test_an_adapter_of_another_base_is_refused(small: Callable[..., Recipe], make_base: Callable[..., Path], tmp_path: Path) -> None:
+    out = pipeline.run(small("train.method=lora"), tmp_path / "run", until="train")
+    other = make_base(name="other", seed=9, dtype=torch.bfloat16)
+    with pytest.raises(RequestError, match="base"):
+        pipeline.merge_into(str(other), str(out / "train"), "linear", 0.5, "auto", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
