@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,11 @@ import click
 from frbio_lite.errors import RequestError
 from frbio_lite.recipe import Recipe, load_recipe, recipe_text, shipped_recipes
 
-DONE, FAILED, WRONG = 0, 1, 2
+# Threads of OpenMP that wait for each other spin; on a machine that is busy with something else that can triple the time of
+# small operations. Read when torch loads, so it is set before. Measured in benchmarks/end_to_end.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+FAILED, WRONG = 1, 2
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -106,6 +106,14 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return tokenizer
 
 
+def leading_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before every text: the begin-of-text token of Gemma and Llama, nothing for Qwen.
+
+    Models that were trained with it answer nonsense without it.
+    """
+    return [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id][:1]
+
+
 def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copy tokenizer and generation settings from one model directory to another."""
     for name in (*TOKENIZER_FILES, "generation_config.json"):

@@ -4,7 +4,7 @@
     packed = PackedTokens(directory)
     batch = packed.batch(window_order(packed.windows, epoch=0, seed=17)[:8])
 
-No token is lost. Each document ends with EOS. Long documents fill whole windows; the rests are placed best-fit
+No token is lost. Each document ends with EOS, and begins with BOS where the model's tokenizer puts one. Long documents fill whole windows; the rests are placed best-fit
 decreasing, and the windows that this fills least are taken apart, their pieces split over the gaps of the others: less
 than one window is empty.
 """
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from frbio_lite.errors import RequestError
+from frbio_lite.model import leading_tokens
 from frbio_lite.progress import Progress
 from frbio_lite.recipe import Packing, Source
 
@@ -112,14 +113,15 @@ def _tokenise(
 ) -> TokenisedDocuments:
     """Write the tokens of all training documents to `path`, one after the other, EOS behind each."""
     lengths, places, found = array("q"), array("q"), 0
+    lead = leading_tokens(tokenizer)
     with path.open("wb") as file, Progress("packing", None, "tokens") as bar:
         for texts, indices in _training_texts(corpus_directory, sources):
             # text that spells a special token, such as <|endoftext|>, is text
             encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False,
                                 split_special_tokens=True)["input_ids"]
             for ids, index in zip(encoded, indices, strict=True):
-                np.array([*ids, eos], dtype=dtype).tofile(file)
-                lengths.append(len(ids) + 1)
+                np.array([*lead, *ids, eos], dtype=dtype).tofile(file)
+                lengths.append(len(lead) + len(ids) + 1)
                 places.append(index)
                 found += len(ids)
                 bar.advance(len(ids) + 1)

@@ -67,12 +67,13 @@ def make(
     recipe_hash: str = "",
     resumable: bool = False,
     measured: tuple[str, ...] = (),
+    label: str = "",
 ) -> str:
     """Make the artifact with `work`, unless it is there already; return its digest, what a child records as its parent."""
     key = canonical_hash({"kind": kind, "settings": dict(settings), "parents": dict(parents), "seed": seed})
     if is_current(directory, kind, key):
         return read_manifest(directory, kind).digest
-    label = f"{directory.parent.name}/{directory.name}"
+    label = label or directory.name
     say(f"{label}: …")
     began = time.monotonic()
     with writing(directory, kind, key, settings=settings, parents=parents, seed=seed, recipe_hash=recipe_hash,
@@ -140,7 +141,7 @@ class _Stages:
     def _make(self, name: str, kind: Kind, work: Callable[[Path], Mapping[str, Any]], settings: Mapping[str, Any],
               parents: Mapping[str, str], **how: Any) -> None:
         self.digests[name] = make(self.out / name, kind, work, settings=settings, parents=parents, seed=self.recipe.seed,
-                                  recipe_hash=self.recipe.hash, **how)
+                                  recipe_hash=self.recipe.hash, label=f"{self.recipe.name}: {name}", **how)
 
     def corpus(self) -> None:
         settings = self.recipe.corpus
@@ -201,7 +202,7 @@ class _Stages:
                      d, a, self.tasks, self.recipe.eval, place, name=n, nf4=q, documents=self.out / "corpus", data=self.data,
                      seed=self.recipe.seed),
                  settings={**self.recipe.section("eval"), "nf4": quantized}, parents={"model": parents[name], "corpus": self.digests["corpus"]},
-                 seed=self.recipe.seed, recipe_hash=self.recipe.hash, resumable=True)
+                 seed=self.recipe.seed, recipe_hash=self.recipe.hash, resumable=True, label=f"{self.recipe.name}: eval {name}")
 
     def report(self) -> None:
         def work(place: Path) -> Mapping[str, Any]:

@@ -58,7 +58,8 @@ class Source(Section):
 
     @property
     def name(self) -> str:
-        return self.dataset or str(self.path)
+        """`ID`, `ID:CONFIG` or the path: what the source is counted under."""
+        return f"{self.dataset}:{self.config}" if self.config else self.dataset or str(self.path)
 
 
 class Licenses(Section):

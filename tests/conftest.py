@@ -1,4 +1,4 @@
-"""Tiny real things for the tests: a byte-level tokenizer, models of each supported class, packed tokens."""
+"""Fixtures that make tiny models and packed tokens."""
 
 from __future__ import annotations
 
@@ -10,52 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-)
-
-from frbio_lite.packing import PackedTokens
+from tiny import CLASSES, FRENCH, SHAPE, build_tokenizer, write_packed
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
-
-FRENCH = [
-    "Le patient reçoit 10 µg/kg de sufentanil, puis 2,5 mg de midazolam.",
-    "La fièvre dépasse 38,5 °C ; la CRP est à 140 mg/L et l'œdème persiste.",
-    "Où naît le nerf phrénique ? Il naît des racines cervicales C3 à C5.",
-    "L'eau bout à 100 °C au niveau de la mer, et la Loire se jette dans l'Atlantique.",
-]
-SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "head_dim": 8, "max_position_embeddings": 256}  # fmt: skip
-CLASSES = {
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
-    "llama": (LlamaConfig, LlamaForCausalLM, {}),
-    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
-    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}),
-    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, {}),
-}
-
-
-def build_tokenizer(texts: list[str], vocabulary: int = 320) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
 
 
 @pytest.fixture(scope="session")
@@ -82,20 +40,6 @@ def make_base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..
         return tmp_path / name
 
     return make
-
-
-def write_packed(directory: Path, documents: list[list[int]], sequence_length: int, end: int) -> PackedTokens:
-    """Pack token lists as the packing stage does: each with its end token, best-fit decreasing."""
-    import numpy as np
-
-    from frbio_lite.packing import _write, plan_windows
-
-    directory.mkdir(parents=True, exist_ok=True)
-    stream = np.array([t for d in documents for t in [*d, end]], dtype=np.uint16)
-    lengths = np.array([len(d) + 1 for d in documents], dtype=np.int64)
-    plan, _ = plan_windows(np.cumsum(lengths) - lengths, lengths, sequence_length)
-    _write(directory, stream, plan, sequence_length, end)
-    return PackedTokens(directory)
 
 
 @pytest.fixture

@@ -15,9 +15,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import FRENCH, build_tokenizer
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from frbio_lite.errors import RequestError
+from frbio_lite.evaluate.scoring import choice_requests
+from frbio_lite.model import leading_tokens
 from frbio_lite.packing import IGNORED, PackedTokens, pack, plan_windows, window_order
 from frbio_lite.recipe import Packing, Source
 
@@ -340,3 +344,20 @@ def test_directories_that_hold_something_else(tmp_path: Path, tokenizer: PreTrai
     with pytest.raises(RequestError, match="no Documents artifact"):
         pack(tmp_path, tokenizer, Packing(sequence_length=16), [Source(path="a")], 1, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_documents_begin_with_bos_where_the_tokenizer_puts_one(packed: Callable[..., tuple[PackedTokens, dict[str, Any]]]) -> None:
+    """Gemma and Llama put a begin-of-text token before every text and need it; Qwen has none."""
+    plain = build_tokenizer(FRENCH)
+    assert leading_tokens(plain) == []
+    plain.add_special_tokens({"bos_token": "<bos>"})
+    bos = plain.bos_token_id
+    assert leading_tokens(plain) == []  # it has one and does not use it
+    plain.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    assert leading_tokens(plain) == [bos]
+    request = choice_requests(plain, ["Réponse :"], [[" oui"]])[0][0]
+    assert request.tokens[0] == bos and bos not in request.tokens[1:]
+    data, _ = packed([("fièvre et toux", "train", 0), ("rien", "train", 0)], 64, tokenizer=plain)
+    row = data.batch([0])["input_ids"][0].tolist()
+    starts = [sum(data.pieces(0)[:i]) for i in range(len(data.pieces(0)))]
+    assert len(starts) == 2 and [row[i] for i in starts] == [bos, bos] and row.count(bos) == 2

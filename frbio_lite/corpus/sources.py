@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,7 @@ def _demo_part(path: str) -> tuple[Part, int]:
 def read_source(source: Source, seed: int) -> Iterator[Document]:
     """The documents of one source, in a fixed order. Raises RequestError when they cannot be read or there is none."""
     number = -1
-    for number, document in enumerate(_read(source, seed)):  # noqa: B007  (its last value is the count)
+    for number, document in enumerate(islice(_read(source, seed), source.limit)):  # noqa: B007  (its last value is the count)
         yield document
     if number < 0:
         raise RequestError(f"the source {source.name} holds no document: choose another one")
@@ -138,8 +139,7 @@ def read_source(source: Source, seed: int) -> Iterator[Document]:
 
 def _read(source: Source, seed: int) -> Iterator[Document]:
     if source.dataset is not None:
-        name = f"{source.dataset}:{source.config}" if source.config else source.dataset
-        yield from _documents(source, name, source.text, _hub_rows(source))
+        yield from _documents(source, source.name, source.text, _hub_rows(source))
     elif str(source.path).startswith(DEMO):
         part, copies = _demo_part(str(source.path))
         from frbio_lite.demo.world import documents

@@ -1,4 +1,4 @@
-"""The embedded world's model before it has read anything: a byte-level BPE tokenizer and a random Qwen3 of about a million weights.
+"""The embedded world's model before it has read anything: a byte-level BPE tokenizer and a random Qwen3 of 0.75 million weights.
 
     frbio run demo        trains it on the general part first, then keeps it as the base model named `demo`
 """
@@ -35,8 +35,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_config(vocabulary: int, end: int) -> Qwen3Config:
     return Qwen3Config(
-        vocab_size=vocabulary, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True,
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=256, tie_word_embeddings=True,
         bos_token_id=end, eos_token_id=end, pad_token_id=end, rope_theta=10_000.0,
     )
 

@@ -211,7 +211,7 @@ def _fit(item: PreparedItem, positions: int | None) -> list[Request]:
     """The item's requests as the model can read them: a document in windows, a long question without its beginning."""
     if item.task.kind == "bits_per_byte":
         tokens = item.requests[0].tokens
-        return windows(tokens[1:], tokens[0], min(positions or WINDOW, WINDOW))
+        return windows(tokens[1:], tokens[0], min((positions or WINDOW) - 1, WINDOW))
     try:
         return [truncated(request, positions) for request in item.requests]
     except RequestError as error:

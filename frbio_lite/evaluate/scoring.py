@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from frbio_lite.errors import RequestError
-from frbio_lite.model import LOGITS_BYTES, Model, Tokenizer, causal_lm, hidden_states, token_losses
+from frbio_lite.model import LOGITS_BYTES, Model, Tokenizer, causal_lm, hidden_states, leading_tokens, token_losses
 
 BATCH_TOKENS = 8192  # input tokens of one forward pass, padding included
 WINDOW = 1024  # longest window for documents; shorter where the model has fewer positions
@@ -58,10 +58,11 @@ def choice_requests(
     """For each prompt a request per continuation, split into tokens as lm-evaluation-harness does.
 
     Spaces that end the prompt move to the continuation; prompt and continuation are encoded together, and what follows
-    the prompt's own number of tokens is scored. An empty prompt becomes the prefix token.
+    the prompt's own number of tokens is scored. An empty prompt becomes the prefix token; the others follow what the
+    tokenizer puts before every text, if anything.
     Raises RequestError when a continuation adds no token.
     """
-    prefix = prefix_token(tokenizer)
+    prefix, lead = prefix_token(tokenizer), leading_tokens(tokenizer)
     contexts = [prompt.rstrip() for prompt in prompts]
     wholes = [p + c for p, choices in zip(prompts, continuations, strict=True) for c in choices]
     context_tokens = encode(tokenizer, contexts)
@@ -74,7 +75,7 @@ def choice_requests(
             scored = len(whole) - len(before)
             if scored < 1:
                 raise RequestError(f"the choice {choice!r} adds no token to the prompt that ends in {prompt[-40:]!r}")
-            requests.append(Request(whole if before else [prefix, *whole], scored))
+            requests.append(Request([*lead, *whole] if before else [prefix, *whole], scored))
         made.append(requests)
     return made
 
@@ -93,13 +94,15 @@ def truncated(request: Request, positions: int | None) -> Request:
 
 
 def windows(tokens: Sequence[int], prefix: int, size: int) -> list[Request]:
-    """Windows of up to `size` inputs that score each token of a document once; the first begins with `prefix`."""
-    full = [prefix, *tokens]
-    return [
-        Request(part, len(part) - 1)
-        for start in range(0, len(tokens), size)
-        for part in [full[start : start + size + 1]]
-    ]
+    """Windows that score each token of a document once, up to `size` tokens each.
+
+    Each begins with `prefix`; between it and its scored tokens the later ones hold the token before them.
+    """
+    made = []
+    for start in range(0, len(tokens), size):
+        part = tokens[max(start - 1, 0) : start + size]
+        made.append(Request([prefix, *part], len(part) - (start > 0)))
+    return made
 
 
 def max_positions(model: Model) -> int | None:

@@ -193,7 +193,8 @@ def _sources(run: Run) -> dict[str, dict[str, str]]:
     sources = corpus.get("sources") if isinstance(corpus, Mapping) else None
     known = {}
     for source in sources if isinstance(sources, list) else []:
-        name = text_at(source, "dataset") or text_at(source, "path")
+        config = text_at(source, "config")
+        name = f"{text_at(source, 'dataset')}:{config}" if config else text_at(source, "dataset") or text_at(source, "path")
         known[name] = {key: text_at(source, key) or fmt.ABSENT for key in ("license", "role", "weight")}
     return known
 

@@ -207,7 +207,7 @@ def test_hub_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     found = list(read_source(source, 1))
     assert found == [
         Document("un", "CAS", "", "mit", "org/name:fine#000000"),
-        Document("", "org/name", "", "mit", "org/name:fine#000001"),
+        Document("", "org/name:fine", "", "mit", "org/name:fine#000001"),
     ]
     assert asked == [(("org/name", "fine"), {"revision": "abc", "split": "train", "streaming": True})]
     with pytest.raises(RequestError, match="no column 'inptu'; did you mean 'input'"):

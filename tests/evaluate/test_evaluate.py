@@ -153,11 +153,13 @@ def test_bits_per_byte_by_hand(corpus: Path, model: Any, tokenizer: Any, tmp_pat
         text = documents[line["id"]]["text"]
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         nats = 0.0
-        for start in range(0, len(tokens), POSITIONS):  # each window sees the token before it, no further
-            part = [tokenizer.eos_token_id if start == 0 else tokens[start - 1], *tokens[start : start + POSITIONS]]
+        size = POSITIONS - 1
+        for start in range(0, len(tokens), size):  # each window sees the token before it, no further
+            scored = torch.tensor(tokens[start : start + size])
+            part = [tokenizer.eos_token_id, *tokens[max(start - 1, 0) : start + size]]
             with torch.no_grad():
-                logits = model(input_ids=torch.tensor([part[:-1]])).logits[0].float()
-            nats += torch.nn.functional.cross_entropy(logits, torch.tensor(part[1:]), reduction="sum").item()
+                logits = model(input_ids=torch.tensor([part[:-1]])).logits[0].float()[-len(scored) :]
+            nats += torch.nn.functional.cross_entropy(logits, scored, reduction="sum").item()
         assert (
             line["nats"] == pytest.approx(nats, abs=1e-3)
             and line["bytes"] == len(text.encode())

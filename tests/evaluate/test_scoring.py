@@ -103,8 +103,10 @@ def test_windows_score_each_token_once(count: int) -> None:
     tokens = random.sample(range(1000, 2000), count)
     made = windows(tokens, 7, 10)
     assert [t for r in made for t in r.tokens[len(r.tokens) - r.scored :]] == tokens
-    assert made[0].tokens[0] == 7 and all(1 <= len(r.tokens) - 1 <= 10 and r.scored == len(r.tokens) - 1 for r in made)
-    assert all(b.tokens[0] == a.tokens[-1] for a, b in pairwise(made))
+    assert all(r.tokens[0] == 7 and 1 <= r.scored <= 10 for r in made)
+    assert len(made[0].tokens) == made[0].scored + 1
+    for before, after in pairwise(made):  # a later window reads the token before it
+        assert after.tokens[1] == before.tokens[-1] and len(after.tokens) == after.scored + 2
 
 
 def test_choice_without_tokens(tokenizer: Any) -> None:

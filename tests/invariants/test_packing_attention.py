@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLASSES
+from tiny import CLASSES
 
 from frbio_lite.model import hidden_states, load_model, logits, summed_loss
 from frbio_lite.packing import PackedTokens
