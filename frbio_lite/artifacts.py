@@ -40,14 +40,14 @@ class Manifest(BaseModel):
 
     kind: Kind
     schema_version: int = SCHEMA_VERSION
-    key: str                          # hash of settings and parents: the artifact's name in the sense of "same work"
+    key: str  # hash of settings and parents: the artifact's name in the sense of "same work"
     recipe_hash: str
-    parents: dict[str, str]           # what it was made from → digest
-    digest: str                       # hash of the data files, what a child records as its parent
+    parents: dict[str, str]  # what it was made from → digest
+    digest: str  # hash of the data files, what a child records as its parent
     seed: int
-    settings: dict[str, Any]          # the parts of the recipe that this stage read
+    settings: dict[str, Any]  # the parts of the recipe that this stage read
     versions: dict[str, str]
-    figures: dict[str, Any]           # counts, seconds, bytes: measured, never an input
+    figures: dict[str, Any]  # counts, seconds, bytes: measured, never an input
     files: dict[str, FileRecord]
 
 
@@ -65,8 +65,10 @@ def file_sha256(path: Path) -> str:
 
 
 def tree_digest(directory: Path, *, skip: tuple[str, ...] = (), suffixes: tuple[str, ...] = ()) -> str:
-    """Hash of the names and contents of the files below `directory`: without those named in `skip`, with these suffixes if any."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in skip and (not suffixes or p.suffix in suffixes))
+    """Hash of the names and contents of the files below `directory`, but those in `skip`; with these suffixes, if any."""
+    files = sorted(
+        p for p in directory.rglob("*") if p.is_file() and p.name not in skip and (not suffixes or p.suffix in suffixes)
+    )
     return canonical_hash({p.relative_to(directory).as_posix(): file_sha256(p) for p in files})
 
 
@@ -174,8 +176,16 @@ def writing(
         }
         digest = canonical_hash({n: f.sha256 for n, f in files.items() if n.rsplit("/", 1)[-1] not in measured})
         manifest = Manifest(
-            kind=kind, key=key, recipe_hash=recipe_hash, parents=dict(parents), digest=digest, seed=seed,
-            settings=dict(settings), versions=library_versions(), figures=writer.figures, files=files,
+            kind=kind,
+            key=key,
+            recipe_hash=recipe_hash,
+            parents=dict(parents),
+            digest=digest,
+            seed=seed,
+            settings=dict(settings),
+            versions=library_versions(),
+            figures=writer.figures,
+            files=files,
         )
         write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
     except BaseException:
@@ -202,7 +212,9 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RequestError(f"another frbio process is working in {directory}: wait for it or choose another --out") from error
+            raise RequestError(
+                f"another frbio process is working in {directory}: wait for it or choose another --out"
+            ) from error
         yield
 
 

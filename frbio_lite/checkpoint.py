@@ -20,20 +20,29 @@ NAME = re.compile(r"step-(\d{8})")
 
 
 def save(
-    directory: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, keep: int
+    directory: Path,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    keep: int,
 ) -> None:
     """Write `directory/step-NNNNNNNN` with trainable weights, optimizer, loss scale and random state; keep the newest `keep`."""
     final = directory / f"step-{step:08d}"
     partial = final.with_name(final.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({n: _detached(p) for n, p in model.named_parameters() if p.requires_grad}, partial / "weights.safetensors")
+    save_file(
+        {n: _detached(p) for n, p in model.named_parameters() if p.requires_grad}, partial / "weights.safetensors"
+    )
     state = optimizer.state_dict()
     tensors, plain = _split(state["state"])
     save_file(tensors, partial / "optimizer.safetensors")
     save_file(_random_state(), partial / "random.safetensors")
     groups = [{k: v for k, v in g.items() if not isinstance(v, Tensor)} for g in state["param_groups"]]
-    write_json(partial / STATE, {"step": step, "optimizer": plain, "param_groups": groups, "scaler": scaler.state_dict()})
+    write_json(
+        partial / STATE, {"step": step, "optimizer": plain, "param_groups": groups, "scaler": scaler.state_dict()}
+    )
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     for old in _whole(directory)[:-keep]:
@@ -66,10 +75,12 @@ def restore(
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    optimizer.load_state_dict({
-        "state": _join(load_file(checkpoint / "optimizer.safetensors"), state["optimizer"]),
-        "param_groups": state["param_groups"],
-    })
+    optimizer.load_state_dict(
+        {
+            "state": _join(load_file(checkpoint / "optimizer.safetensors"), state["optimizer"]),
+            "param_groups": state["param_groups"],
+        }
+    )
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     random = load_file(checkpoint / "random.safetensors")
@@ -109,7 +120,7 @@ def _random_state() -> dict[str, Tensor]:
 
 
 def _split(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's per-parameter state, nested as it may be (bitsandbytes), as tensors and plain values named `index/key/key`."""
+    """An optimizer's state by parameter, nested or not, as tensors and plain values named `index/key` or `index/key/key`."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
 

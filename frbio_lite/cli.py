@@ -42,8 +42,13 @@ class _Verbs(click.Group):
                 traceback.print_exc()
             if isinstance(error, RequestError):
                 _stop(str(error), WRONG)
-            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error):
-                _stop("no space left on disk: free some or choose another --out; the same command continues from here", WRONG)
+            if (isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}) or "No space left" in str(
+                error
+            ):
+                _stop(
+                    "no space left on disk: free some or choose another --out; the same command continues from here",
+                    WRONG,
+                )
             if isinstance(error, PermissionError):
                 _stop(f"{error.filename}: permission denied", WRONG)
             first = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -55,7 +60,9 @@ def _stop(message: str, status: int) -> None:
     sys.exit(status)
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100})
+@click.group(
+    cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100}
+)
 @click.version_option(package_name="frbio-lite", prog_name="frbio")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
@@ -67,16 +74,28 @@ def main(debug: bool) -> None:
 
 
 def _recipe_options(command: F) -> F:
-    command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-                           help="Change one value of the recipe, e.g. train.tokens=1_000_000 (repeatable).")(command)
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one value of the recipe, e.g. train.tokens=1_000_000 (repeatable).",
+    )(command)
     return click.argument("recipe")(command)
 
 
 def _data_options(command: F) -> F:
-    command = click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False),
-                           help="Local copies of the benchmarks: DIR/TASK/test.jsonl, validation.jsonl, shots.jsonl.")(command)
-    command = click.option("--corpus", "corpus_directory", type=click.Path(path_type=Path, exists=True, file_okay=False),
-                           help="A run's corpus directory, for the tasks on held-out text.")(command)
+    command = click.option(
+        "--data",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Local copies of the benchmarks: DIR/TASK/test.jsonl, validation.jsonl, shots.jsonl.",
+    )(command)
+    command = click.option(
+        "--corpus",
+        "corpus_directory",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="A run's corpus directory, for the tasks on held-out text.",
+    )(command)
     return click.option("--offline", is_flag=True, help="Use local data only.")(command)
 
 
@@ -94,11 +113,19 @@ def _run(recipe: str, overrides: tuple[str, ...], out: Path | None, **how: Any) 
 @main.command("run")
 @_recipe_options
 @click.option("--out", type=click.Path(path_type=Path), help="The run's directory.  [default: runs/NAME]")
-@click.option("--until", type=click.Choice(["corpus", "packed", "train", "ablation", "merge", "eval", "report"]), default="report",
-              help="Stop after this stage.")
+@click.option(
+    "--until",
+    type=click.Choice(["corpus", "packed", "train", "ablation", "merge", "eval", "report"]),
+    default="report",
+    help="Stop after this stage.",
+)
 @click.option("--fresh", is_flag=True, help="Make every stage anew.")
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Local copies of the benchmarks.")
-def run_command(recipe: str, overrides: tuple[str, ...], out: Path | None, until: str, fresh: bool, data: Path | None) -> None:
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Local copies of the benchmarks."
+)
+def run_command(
+    recipe: str, overrides: tuple[str, ...], out: Path | None, until: str, fresh: bool, data: Path | None
+) -> None:
     """Run a whole recipe: corpus, packing, training, ablation, merge, evaluation, report.
 
     RECIPE is a shipped name or a file. The same command continues where it stopped.
@@ -113,7 +140,9 @@ def run_command(recipe: str, overrides: tuple[str, ...], out: Path | None, until
 @main.command("corpus")
 @_recipe_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's directory.")
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Local copies of the benchmarks.")
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Local copies of the benchmarks."
+)
 def corpus_command(recipe: str, overrides: tuple[str, ...], out: Path, data: Path | None) -> None:
     """Read, clean, deduplicate and split the sources, then pack them into token blocks.
 
@@ -122,8 +151,10 @@ def corpus_command(recipe: str, overrides: tuple[str, ...], out: Path, data: Pat
     """
     click.echo(_run(recipe, overrides, out, until="packed", data=data))
     funnel = json.loads((out / "corpus" / "funnel.json").read_text(encoding="utf-8"))
-    _table(["step", "documents", "words", "bytes"],
-           [[s["step"], f"{s['documents']:,}", f"{s['words']:,}", f"{s['bytes']:,}"] for s in funnel["steps"]])
+    _table(
+        ["step", "documents", "words", "bytes"],
+        [[s["step"], f"{s['documents']:,}", f"{s['words']:,}", f"{s['bytes']:,}"] for s in funnel["steps"]],
+    )
 
 
 @main.command("train")
@@ -139,7 +170,9 @@ def train_command(recipe: str, overrides: tuple[str, ...], out: Path) -> None:
 
 
 def _pair_options(command: F) -> F:
-    command = click.option("--model", "tuned", help="The adapted model, full weights: a directory or a Hub id.")(command)
+    command = click.option("--model", "tuned", help="The adapted model, full weights: a directory or a Hub id.")(
+        command
+    )
     command = click.option("--adapter", help="The adapter: a directory or a Hub id.")(command)
     return click.option("--base", required=True, help="The base: a directory, a Hub id, or demo.")(command)
 
@@ -153,10 +186,19 @@ def _one_of(adapter: str | None, tuned: str | None) -> str:
 @main.command("merge")
 @_pair_options
 @click.option("--method", type=click.Choice(["linear", "slerp"]), default="slerp", help="How to interpolate.")
-@click.option("--ratio", type=float, default=0.5, help="Share of the adapted model: 0 is the base, 1 the adapted model.")
-@click.option("--dtype", type=click.Choice(["auto", "bfloat16", "float16", "float32"]), default="auto", help="auto: as the base is stored.")
+@click.option(
+    "--ratio", type=float, default=0.5, help="Share of the adapted model: 0 is the base, 1 the adapted model."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    default="auto",
+    help="auto: as the base is stored.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The merged model's directory.")
-def merge_command(base: str, adapter: str | None, tuned: str | None, method: str, ratio: float, dtype: str, out: Path) -> None:
+def merge_command(
+    base: str, adapter: str | None, tuned: str | None, method: str, ratio: float, dtype: str, out: Path
+) -> None:
     """Merge an adapter or an adapted model into its base and write the result.
 
     \b
@@ -172,15 +214,29 @@ def merge_command(base: str, adapter: str | None, tuned: str | None, method: str
 @click.option("--methods", default="slerp", help="Comma-separated: linear, slerp.")
 @click.option("--ratios", default="0:1:0.25", help="START:END:STEP or a comma-separated list.")
 @click.option("--tasks", required=True, help="Comma-separated tasks or sets.")
-@click.option("--maximise", type=click.Choice(["domain", "general"]), default="domain", help="The group whose gain decides.")
+@click.option(
+    "--maximise", type=click.Choice(["domain", "general"]), default="domain", help="The group whose gain decides."
+)
 @click.option("--retain", default="general>=-1.0", help="GROUP>=POINTS that a ratio must keep; empty for none.")
 @click.option("--shots", type=int, default=0, help="Examples before each question.")
 @click.option("--limit", type=int, help="Items per task.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the results go.")
 @_data_options
 def ablate_command(
-    base: str, adapter: str | None, tuned: str | None, methods: str, ratios: str, tasks: str, maximise: str, retain: str, shots: int,
-    limit: int | None, out: Path, data: Path | None, corpus_directory: Path | None, offline: bool,
+    base: str,
+    adapter: str | None,
+    tuned: str | None,
+    methods: str,
+    ratios: str,
+    tasks: str,
+    maximise: str,
+    retain: str,
+    shots: int,
+    limit: int | None,
+    out: Path,
+    data: Path | None,
+    corpus_directory: Path | None,
+    offline: bool,
 ) -> None:
     """Score many merge ratios with the models loaded once and none written; choose one on validation items.
 
@@ -190,12 +246,31 @@ def ablate_command(
     from frbio_lite.ablate import parse_ratios, parse_retain
     from frbio_lite.pipeline import ablate_ratios
 
-    chosen = _section("Merge", methods=_names(methods), ratios=parse_ratios(ratios), choose={"maximise": maximise, "retain": parse_retain(retain)})
+    chosen = _section(
+        "Merge",
+        methods=_names(methods),
+        ratios=parse_ratios(ratios),
+        choose={"maximise": maximise, "retain": parse_retain(retain)},
+    )
     scoring = _section("Eval", tasks=_names(tasks), shots=shots, limit=limit)
-    ablate_ratios(base, _one_of(adapter, tuned), chosen, scoring, out, corpus_directory=corpus_directory, data=data, offline=offline)
+    ablate_ratios(
+        base,
+        _one_of(adapter, tuned),
+        chosen,
+        scoring,
+        out,
+        corpus_directory=corpus_directory,
+        data=data,
+        offline=offline,
+    )
     choice = json.loads((out / "choice.json").read_text(encoding="utf-8"))
-    _table(["method", "ratio", *sorted(choice["candidates"][0]["gains"])],
-           [[c["method"], f"{c['ratio']:g}", *(f"{c['gains'][g]:+.1f}" for g in sorted(c["gains"]))] for c in choice["candidates"]])
+    _table(
+        ["method", "ratio", *sorted(choice["candidates"][0]["gains"])],
+        [
+            [c["method"], f"{c['ratio']:g}", *(f"{c['gains'][g]:+.1f}" for g in sorted(c["gains"]))]
+            for c in choice["candidates"]
+        ],
+    )
     click.echo(choice["why"])
 
 
@@ -209,8 +284,16 @@ def ablate_command(
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the results go.")
 @_data_options
 def eval_command(
-    name: str, adapter: str | None, tasks: str, split: Literal["validation", "test"], shots: int, limit: int | None, out: Path, data: Path | None,
-    corpus_directory: Path | None, offline: bool,
+    name: str,
+    adapter: str | None,
+    tasks: str,
+    split: Literal["validation", "test"],
+    shots: int,
+    limit: int | None,
+    out: Path,
+    data: Path | None,
+    corpus_directory: Path | None,
+    offline: bool,
 ) -> None:
     """Score a model on benchmarks; a second call continues where it stopped.
 
@@ -220,10 +303,17 @@ def eval_command(
     from frbio_lite.pipeline import evaluate_model
 
     settings = _section("Eval", tasks=_names(tasks), shots=shots, limit=limit)
-    evaluate_model(name, adapter, settings, out, split=split, corpus_directory=corpus_directory, data=data, offline=offline)
+    evaluate_model(
+        name, adapter, settings, out, split=split, corpus_directory=corpus_directory, data=data, offline=offline
+    )
     rows = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
-    _table(["task", "metric", "value", "95 % interval", "items"],
-           [[r["task"], r["metric"], f"{r['value']:.3f}", f"{r['low']:.3f} – {r['high']:.3f}", str(r["items"])] for r in rows])
+    _table(
+        ["task", "metric", "value", "95 % interval", "items"],
+        [
+            [r["task"], r["metric"], f"{r['value']:.3f}", f"{r['low']:.3f} – {r['high']:.3f}", str(r["items"])]
+            for r in rows
+        ],
+    )
 
 
 @main.command("report")
@@ -342,7 +432,9 @@ def _section(kind: str, **values: Any) -> Any:
         return getattr(recipe, kind)(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RequestError(f"--{'.'.join(str(p) for p in first['loc'][:1])}: {first['msg']}, not {first['input']!r}") from error
+        raise RequestError(
+            f"--{'.'.join(str(p) for p in first['loc'][:1])}: {first['msg']}, not {first['input']!r}"
+        ) from error
 
 
 def _table(head: list[str], rows: list[list[str]]) -> None:

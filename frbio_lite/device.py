@@ -63,8 +63,16 @@ class Check:
 
 def examine(directory: Path) -> list[Check]:
     """Look at all that a run may need; `directory` is where its output would go."""
-    return [_python(), _gpu(), _dtype(), *map(_library, ("triton", "bitsandbytes", "peft", "transformers", "datasets")),
-            _unsloth(), _memory(), _disk(directory), _hub()]
+    return [
+        _python(),
+        _gpu(),
+        _dtype(),
+        *map(_library, ("triton", "bitsandbytes", "peft", "transformers", "datasets")),
+        _unsloth(),
+        _memory(),
+        _disk(directory),
+        _hub(),
+    ]
 
 
 def as_dict(checks: list[Check]) -> dict[str, Any]:
@@ -72,7 +80,9 @@ def as_dict(checks: list[Check]) -> dict[str, Any]:
 
 
 def _python() -> Check:
-    return Check("python", True, f"{platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    return Check(
+        "python", True, f"{platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
 
 
 def _gpu() -> Check:
@@ -81,8 +91,12 @@ def _gpu() -> Check:
         why = f"this torch ({torch.__version__}) is a CPU build" if not built else "the driver shows no CUDA device"
         return Check("gpu", False, f"none: {why}; everything runs on the CPU")
     properties = torch.cuda.get_device_properties(0)
-    return Check("gpu", True, f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, "
-                              f"compute capability {properties.major}.{properties.minor}")
+    return Check(
+        "gpu",
+        True,
+        f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB, "
+        f"compute capability {properties.major}.{properties.minor}",
+    )
 
 
 def _dtype() -> Check:
@@ -102,7 +116,11 @@ def _library(name: str) -> Check:
 def _unsloth() -> Check:
     if importlib.util.find_spec("unsloth") is None:
         return Check("unsloth", False, "not installed; not needed, the native backend does the work")
-    return Check("unsloth", torch.cuda.is_available(), version("unsloth") + ("" if torch.cuda.is_available() else ": needs a GPU"))
+    return Check(
+        "unsloth",
+        torch.cuda.is_available(),
+        version("unsloth") + ("" if torch.cuda.is_available() else ": needs a GPU"),
+    )
 
 
 def _memory() -> Check:
@@ -113,14 +131,22 @@ def _memory() -> Check:
 def _disk(directory: Path) -> Check:
     existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
-    return Check("disk", free > 5e9, f"{free / 1e9:.0f} GB free at {existing}" + ("" if free > 5e9 else ": a run may need more"))
+    return Check(
+        "disk", free > 5e9, f"{free / 1e9:.0f} GB free at {existing}" + ("" if free > 5e9 else ": a run may need more")
+    )
 
 
 def _hub() -> Check:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}:
-        return Check("hub", False, "HF_HUB_OFFLINE is set: models and datasets come from the local cache or a directory")
+        return Check(
+            "hub", False, "HF_HUB_OFFLINE is set: models and datasets come from the local cache or a directory"
+        )
     try:
         with socket.create_connection(HUB, timeout=3.0):
             return Check("hub", True, f"{HUB[0]} answers")
     except OSError as error:
-        return Check("hub", False, f"{HUB[0]} is not reachable ({error}): pass local directories; `frbio run demo` needs no network")
+        return Check(
+            "hub",
+            False,
+            f"{HUB[0]} is not reachable ({error}): pass local directories; `frbio run demo` needs no network",
+        )

@@ -5,8 +5,8 @@ The command line prints it as one line and exits with 2; any other exception is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class RequestError(ValueError):

@@ -14,10 +14,10 @@ from frbio_lite import recipe
 from frbio_lite.errors import RequestError
 from frbio_lite.model import LOGITS_BYTES, Model, causal_lm
 
-CPU_TOKENS = 4096                                     # larger micro-batches gain nothing on a few cores
-OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}        # per trained parameter: two moments in fp32, or in 8 bits
+CPU_TOKENS = 4096  # larger micro-batches gain nothing on a few cores
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}  # per trained parameter: two moments in fp32, or in 8 bits
 GRADIENT_BYTES = 4
-RESERVE = 0.15                                        # of the free memory: allocator, workspaces, fragmentation
+RESERVE = 0.15  # of the free memory: allocator, workspaces, fragmentation
 
 
 def activation_bytes_per_token(config: Any, checkpointing: bool) -> int:
@@ -48,7 +48,7 @@ def micro_batch_size(model: Model, settings: recipe.Train, sequence_length: int,
     fitting = int((free - fixed) // window)
     if fitting < 1:
         raise RequestError(
-            f"this GPU has {free / 2**30:.1f} GiB left after the weights and training needs about {(fixed + window) / 2**30:.1f} GiB: "
-            "use a smaller model, train.method: qlora, train.activation_checkpointing: true or a shorter packing.sequence_length"
+            f"this GPU has {free / 2**30:.1f} GiB left beside the weights, and training needs about "
+            f"{(fixed + window) / 2**30:.1f} GiB: use a smaller model, train.method: qlora, train.activation_checkpointing: true or a shorter packing.sequence_length"
         )
     return min(rows, fitting)

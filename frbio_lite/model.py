@@ -25,14 +25,31 @@ from frbio_lite import recipe
 from frbio_lite.artifacts import MANIFEST, tree_digest
 from frbio_lite.errors import RequestError
 
-Model = Any                               # a transformers causal LM, or a PeftModel around one
+Model = Any  # a transformers causal LM, or a PeftModel around one
 Tokenizer = Any
 
-LOGITS_BYTES = 256 * 2**20                # fp32 logits held at once while computing the loss
-SMALLEST_CHUNK = 256                      # positions; fewer leave the matrix product idle
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json")
-FETCHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "adapter_config.json", *TOKENIZER_FILES)
+LOGITS_BYTES = 256 * 2**20  # fp32 logits held at once while computing the loss
+SMALLEST_CHUNK = 256  # positions; fewer leave the matrix product idle
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+FETCHED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    *TOKENIZER_FILES,
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 transformers_logging.set_verbosity_error()
@@ -47,23 +64,35 @@ def fetch(name: str, revision: str | None = None) -> Path:
     directory = Path(name)
     if not directory.is_dir():
         if name.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            raise RequestError(f"no model directory {name}: pass an existing directory or a Hub id such as Qwen/Qwen3-0.6B-Base")
+            raise RequestError(
+                f"no model directory {name}: pass an existing directory or a Hub id such as Qwen/Qwen3-0.6B-Base"
+            )
         directory = _snapshot(name, revision)
     if not any(directory.glob("*.safetensors")):
         pickled = next((p.name for pattern in PICKLES for p in directory.glob(pattern)), None)
         detail = f"{pickled} is a pickle, which can execute code" if pickled else "it holds no *.safetensors"
-        raise RequestError(f"{name} has no safetensors weights: {detail}; convert it with `save_pretrained(safe_serialization=True)`")
+        raise RequestError(
+            f"{name} has no safetensors weights: {detail}; convert it with `save_pretrained(safe_serialization=True)`"
+        )
     return directory
 
 
 def _snapshot(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED)))
     except GatedRepoError as error:
-        raise RequestError(f"{name} asks for its terms to be accepted: accept them on its Hub page, then run `hf auth login`") from error
+        raise RequestError(
+            f"{name} asks for its terms to be accepted: accept them on its Hub page, then run `hf auth login`"
+        ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise RequestError(f"the Hub has no model {name}" + (f" at revision {revision}" if revision else "")) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -92,7 +121,9 @@ def check_positions(config: Any, sequence_length: int) -> None:
     """Raise RequestError when a sequence would reach beyond the model's positions."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and sequence_length > limit:
-        raise RequestError(f"packing.sequence_length: {sequence_length} is beyond the model's {limit} positions: use {limit} or less")
+        raise RequestError(
+            f"packing.sequence_length: {sequence_length} is beyond the model's {limit} positions: use {limit} or less"
+        )
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -102,7 +133,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(f"{directory} has no usable tokenizer: {str(error).splitlines()[0]}") from error
     if tokenizer.eos_token_id is None:
-        raise RequestError(f"the tokenizer of {directory} has no end-of-text token (eos_token), which separates documents")
+        raise RequestError(
+            f"the tokenizer of {directory} has no end-of-text token (eos_token), which separates documents"
+        )
     return tokenizer
 
 
@@ -122,33 +155,57 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
 
 
 def load_model(directory: Path, *, dtype: torch.dtype, device: torch.device, nf4: bool = False) -> Model:
-    """A causal LM with weights in `dtype`; with `nf4` its linear layers in 4 bits (NF4, double quantisation), head and embeddings in `dtype`.
+    """A causal LM with weights in `dtype`; with `nf4` all its linear layers but the head are in 4 bits, doubly quantised.
 
     Raises RequestError when the weights do not load.
     """
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-    ) if nf4 else None
+    quantization = (
+        BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        if nf4
+        else None
+    )
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, local_files_only=True, attn_implementation="sdpa",
-            quantization_config=quantization, device_map={"": device} if nf4 else None,
+            directory,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="sdpa",
+            quantization_config=quantization,
+            device_map={"": device} if nf4 else None,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise RequestError(f"{directory} does not load as a causal language model: {str(error).splitlines()[0]}") from error
+        raise RequestError(
+            f"{directory} does not load as a causal language model: {str(error).splitlines()[0]}"
+        ) from error
     return (model if nf4 else model.to(device)).eval()
 
 
 def attach_lora(model: Model, lora: recipe.Lora, seed: int) -> PeftModel:
-    """Freeze the model and add LoRA adapters (fp32, B = 0, so the model computes what it did). Raises RequestError on unknown targets."""
+    """Freeze the model and add LoRA adapters in fp32, with B = 0, so that it computes what it did before.
+
+    Raises RequestError on targets that the model lacks.
+    """
     torch.manual_seed(seed)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, bias="none", task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise RequestError(f"train.lora.targets: {lora.targets!r} names no linear layer of this model: {str(error).splitlines()[0]}") from error
+        raise RequestError(
+            f"train.lora.targets: {lora.targets!r} names no linear layer of this model: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def is_adapter(directory: Path) -> bool:
@@ -167,7 +224,9 @@ def load_adapter(model: Model, directory: Path) -> PeftModel:
     try:
         return PeftModel.from_pretrained(model, str(directory), local_files_only=True).eval()
     except (ValueError, RuntimeError, KeyError) as error:
-        raise RequestError(f"the adapter {directory} does not belong to this base: {str(error).splitlines()[0]}") from error
+        raise RequestError(
+            f"the adapter {directory} does not belong to this base: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def causal_lm(model: Model) -> Model:
@@ -181,7 +240,12 @@ def hidden_states(model: Model, input_ids: Tensor, position_ids: Tensor | None =
     `position_ids` [B, T] restart at 0 where a document begins; attention then stays within each document (transformers
     reads the boundaries from the positions when there is no attention mask and no cache; tests hold it for each architecture).
     """
-    return cast(Tensor, causal_lm(model).get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state)
+    return cast(
+        Tensor,
+        causal_lm(model)
+        .get_decoder()(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        .last_hidden_state,
+    )
 
 
 def logits(model: Model, hidden: Tensor) -> Tensor:
@@ -198,7 +262,7 @@ def token_losses(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
 
 
 def summed_loss(model: Model, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the token losses of [B, T, H] hidden states and [B, T] labels; a chunk's logits are recomputed in the backward pass."""
+    """Sum of the token losses of [B, T, H] hidden states and [B, T] labels; logits are recomputed by chunks for the backward."""
     rows, targets = hidden.flatten(0, 1), labels.flatten()
     vocabulary = causal_lm(model).get_output_embeddings().weight.shape[0]
     chunk = max(SMALLEST_CHUNK, LOGITS_BYTES // (4 * vocabulary))

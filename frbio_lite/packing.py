@@ -4,7 +4,8 @@
     packed = PackedTokens(directory)
     batch = packed.batch(window_order(packed.windows, epoch=0, seed=17)[:8])
 
-No token is lost. Each document ends with EOS, and begins with BOS where the model's tokenizer puts one. Long documents fill whole windows; the rests are placed best-fit
+No token is lost. Each document ends with EOS, and begins with BOS where the model's tokenizer puts one.
+Long documents fill whole windows; the rests are placed best-fit
 decreasing, and the windows that this fills least are taken apart, their pieces split over the gaps of the others: less
 than one window is empty.
 """
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 TOKENS, LENGTHS, OFFSETS, STREAM = "tokens.npy", "piece_lengths.npy", "piece_offsets.npy", "stream.tmp"
 BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 2_000_000
-MOST_PASSES = 4                  # times that a source is repeated at most to reach its weight
-IGNORED = -100                   # torch's ignore_index: a position without a target
-Piece = tuple[int, int]          # (first token in the stream, length)
+MOST_PASSES = 4  # times that a source is repeated at most to reach its weight
+IGNORED = -100  # torch's ignore_index: a position without a target
+Piece = tuple[int, int]  # (first token in the stream, length)
 
 
 def pack(
@@ -89,7 +90,7 @@ class TokenisedDocuments:
 
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    sources: NDArray[np.int64]       # the place of its source in the recipe
+    sources: NDArray[np.int64]  # the place of its source in the recipe
 
 
 def check_weights(sources: Sequence[Source]) -> None:
@@ -108,7 +109,11 @@ def check_weights(sources: Sequence[Source]) -> None:
 
 
 def _tokenise(
-    corpus_directory: Path, tokenizer: PreTrainedTokenizerBase, eos: int, sources: Sequence[Source], path: Path,
+    corpus_directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    eos: int,
+    sources: Sequence[Source],
+    path: Path,
     dtype: np.dtype[Any],
 ) -> TokenisedDocuments:
     """Write the tokens of all training documents to `path`, one after the other, EOS behind each."""
@@ -117,8 +122,9 @@ def _tokenise(
     with path.open("wb") as file, Progress("packing", None, "tokens") as bar:
         for texts, indices in _training_texts(corpus_directory, sources):
             # text that spells a special token, such as <|endoftext|>, is text
-            encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False,
-                                split_special_tokens=True)["input_ids"]
+            encoded = tokenizer(
+                texts, add_special_tokens=False, return_attention_mask=False, verbose=False, split_special_tokens=True
+            )["input_ids"]
             for ids, index in zip(encoded, indices, strict=True):
                 np.array([*lead, *ids, eos], dtype=dtype).tofile(file)
                 lengths.append(len(lead) + len(ids) + 1)
@@ -247,8 +253,8 @@ def plan_windows(
 def _best_fit(pieces: list[Piece], capacity: int) -> list[list[Piece]]:
     """Each piece, longest first, into the fullest bin that has room for it."""
     bins: list[list[Piece]] = []
-    with_room: dict[int, list[int]] = {}         # free tokens → bins
-    rooms: list[int] = []                        # the keys of `with_room`, sorted
+    with_room: dict[int, list[int]] = {}  # free tokens → bins
+    rooms: list[int] = []  # the keys of `with_room`, sorted
     for piece in sorted(pieces, key=lambda p: -p[1]):
         place = bisect.bisect_left(rooms, piece[1])
         if place == len(rooms):
@@ -337,7 +343,7 @@ class PackedTokens:
         start again at 0 with each piece, and with the padding, and a piece's last token has no label; without, a window
         counts as one text.
         """
-        ids = np.asarray(self._tokens[np.asarray(indices, dtype=np.int64)], dtype=np.int64)       # [B, L]
+        ids = np.asarray(self._tokens[np.asarray(indices, dtype=np.int64)], dtype=np.int64)  # [B, L]
         length = self.sequence_length
         positions = np.broadcast_to(np.arange(length), ids.shape).copy()
         labels = np.full_like(ids, IGNORED)

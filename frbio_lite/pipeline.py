@@ -44,7 +44,7 @@ Split = Literal["validation", "test"]
 
 
 def locate(name: str, revision: str | None = None) -> Path:
-    """The directory of a model: a directory, a Hub id, or the embedded world's tiny base, trained the first time it is asked for."""
+    """The directory of a model: a directory, a Hub id, or `demo`, which is trained the first time it is asked for."""
     cache = model.cache_directory()
     if name == DEMO_UNTRAINED:
         world = tree_digest(Path(demo.__file__).parent, suffixes=(".py", ".yaml"))
@@ -76,8 +76,17 @@ def make(
     label = label or directory.name
     say(f"{label}: …")
     began = time.monotonic()
-    with writing(directory, kind, key, settings=settings, parents=parents, seed=seed, recipe_hash=recipe_hash,
-                 resumable=resumable, measured=measured) as artifact:
+    with writing(
+        directory,
+        kind,
+        key,
+        settings=settings,
+        parents=parents,
+        seed=seed,
+        recipe_hash=recipe_hash,
+        resumable=resumable,
+        measured=measured,
+    ) as artifact:
         figures = dict(work(artifact.path))
         seconds = time.monotonic() - began
         artifact.figures = {**figures, "stage_seconds": seconds, "stage_peak_memory_bytes": peak_memory(pick_device())}
@@ -126,7 +135,9 @@ class _Stages:
         roles = {s.role for s in recipe.corpus.sources}
         for task in self.tasks:
             if task.heldout is not None and task.heldout not in roles:
-                raise RequestError(f"eval.tasks: {task.name} reads held-out text and no source has `role: {task.heldout}`")
+                raise RequestError(
+                    f"eval.tasks: {task.name} reads held-out text and no source has `role: {task.heldout}`"
+                )
         missing = {recipe.merge.choose.maximise, *recipe.merge.choose.retain} - {t.group for t in self.tasks}
         if missing and until in STAGES[STAGES.index("ablation") :]:
             raise RequestError(f"merge.choose: no task of eval.tasks measures {', '.join(sorted(missing))}")
@@ -136,12 +147,30 @@ class _Stages:
         weights = sum(p.stat().st_size for p in self.base.glob("*.safetensors"))
         if self.recipe.train.method != "full":
             return 2 * weights
-        return weights // 2 * (12 * (self.recipe.train.checkpoint.keep + 1) + 6)  # fp32 weights and two moments per checkpoint
+        return (
+            weights // 2 * (12 * (self.recipe.train.checkpoint.keep + 1) + 6)
+        )  # fp32 weights and two moments per checkpoint
 
-    def _make(self, name: str, kind: Kind, work: Callable[[Path], Mapping[str, Any]], settings: Mapping[str, Any],
-              parents: Mapping[str, str], **how: Any) -> None:
-        self.digests[name] = make(self.out / name, kind, work, settings=settings, parents=parents, seed=self.recipe.seed,
-                                  recipe_hash=self.recipe.hash, label=f"{self.recipe.name}: {name}", **how)
+    def _make(
+        self,
+        name: str,
+        kind: Kind,
+        work: Callable[[Path], Mapping[str, Any]],
+        settings: Mapping[str, Any],
+        parents: Mapping[str, str],
+        **how: Any,
+    ) -> None:
+        self.digests[name] = make(
+            self.out / name,
+            kind,
+            work,
+            settings=settings,
+            parents=parents,
+            seed=self.recipe.seed,
+            recipe_hash=self.recipe.hash,
+            label=f"{self.recipe.name}: {name}",
+            **how,
+        )
 
     def corpus(self) -> None:
         settings = self.recipe.corpus
@@ -156,26 +185,62 @@ class _Stages:
     def packed(self) -> None:
         def work(place: Path) -> Mapping[str, Any]:
             tokenizer = model.load_tokenizer(self.base)
-            return packing.pack(self.out / "corpus", tokenizer, self.recipe.packing, self.recipe.corpus.sources, self.recipe.seed, place)
+            return packing.pack(
+                self.out / "corpus", tokenizer, self.recipe.packing, self.recipe.corpus.sources, self.recipe.seed, place
+            )
 
         weights = {"weights": [s.weight for s in self.recipe.corpus.sources]}
-        self._make("packed", "PackedTokens", work, {**self.recipe.section("packing"), **weights},
-                   {"corpus": self.digests["corpus"], "base": self.base_digest})
+        self._make(
+            "packed",
+            "PackedTokens",
+            work,
+            {**self.recipe.section("packing"), **weights},
+            {"corpus": self.digests["corpus"], "base": self.base_digest},
+        )
 
     def train(self) -> None:
         def work(place: Path) -> Mapping[str, Any]:
-            return train(self.base, packing.PackedTokens(self.out / "packed"), self.recipe.train, self.recipe.packing, self.recipe.seed, place)
+            return train(
+                self.base,
+                packing.PackedTokens(self.out / "packed"),
+                self.recipe.train,
+                self.recipe.packing,
+                self.recipe.seed,
+                place,
+            )
 
-        self._make("train", "TrainedWeights", work, self.recipe.section("train", "packing"),
-                   {"packed": self.digests["packed"], "base": self.base_digest}, resumable=True, measured=(LOG,))
+        self._make(
+            "train",
+            "TrainedWeights",
+            work,
+            self.recipe.section("train", "packing"),
+            {"packed": self.digests["packed"], "base": self.base_digest},
+            resumable=True,
+            measured=(LOG,),
+        )
 
     def ablation(self) -> None:
         def work(place: Path) -> Mapping[str, Any]:
-            return ablate(self.base, self.out / "train", self.recipe.merge, self.recipe.eval, self.tasks, place,
-                          documents=self.out / "corpus", data=self.data, seed=self.recipe.seed)
+            return ablate(
+                self.base,
+                self.out / "train",
+                self.recipe.merge,
+                self.recipe.eval,
+                self.tasks,
+                place,
+                documents=self.out / "corpus",
+                data=self.data,
+                seed=self.recipe.seed,
+            )
 
-        self._make("ablation", "Ablation", work, self.recipe.section("merge", "eval"),
-                   {name: self.digests[name] for name in ("train", "corpus")} | {"base": self.base_digest}, resumable=True)
+        self._make(
+            "ablation",
+            "Ablation",
+            work,
+            self.recipe.section("merge", "eval"),
+            {name: self.digests[name] for name in ("train", "corpus")} | {"base": self.base_digest},
+            resumable=True,
+        )
 
     def merge(self) -> None:
         choice = json.loads((self.out / "ablation" / "choice.json").read_text(encoding="utf-8"))
@@ -197,40 +262,89 @@ class _Stages:
         parents = {"base": self.base_digest, "adapted": self.digests["train"], "merged": self.digests["merge"]}
         for name, (directory, adapter, quantized) in models.items():
             (self.out / "eval").mkdir(exist_ok=True)
-            make(self.out / "eval" / name, "EvalResult",
-                 lambda place, d=directory, a=adapter, q=quantized, n=name: score(  # type: ignore[misc]
-                     d, a, self.tasks, self.recipe.eval, place, name=n, nf4=q, documents=self.out / "corpus", data=self.data,
-                     seed=self.recipe.seed),
-                 settings={**self.recipe.section("eval"), "nf4": quantized}, parents={"model": parents[name], "corpus": self.digests["corpus"]},
-                 seed=self.recipe.seed, recipe_hash=self.recipe.hash, resumable=True, label=f"{self.recipe.name}: eval {name}")
+            make(
+                self.out / "eval" / name,
+                "EvalResult",
+                lambda place, d=directory, a=adapter, q=quantized, n=name: score(  # type: ignore[misc]
+                    d,
+                    a,
+                    self.tasks,
+                    self.recipe.eval,
+                    place,
+                    name=n,
+                    nf4=q,
+                    documents=self.out / "corpus",
+                    data=self.data,
+                    seed=self.recipe.seed,
+                ),
+                settings={**self.recipe.section("eval"), "nf4": quantized},
+                parents={"model": parents[name], "corpus": self.digests["corpus"]},
+                seed=self.recipe.seed,
+                recipe_hash=self.recipe.hash,
+                resumable=True,
+                label=f"{self.recipe.name}: eval {name}",
+            )
 
     def report(self) -> None:
         def work(place: Path) -> Mapping[str, Any]:
             return write_report([self.out], place / "report.html")
 
-        digests = {f"eval-{n}": read_manifest(self.out / "eval" / n, "EvalResult").digest for n in ("base", "adapted", "merged")}
+        digests = {
+            f"eval-{n}": read_manifest(self.out / "eval" / n, "EvalResult").digest
+            for n in ("base", "adapted", "merged")
+        }
         self._make("report", "Report", work, {"recipe": self.recipe.hash}, {**self.digests, **digests})
         say(f"report: {self.out / 'report' / 'report.html'}")
 
 
 def score(
-    directory: Path, adapter: Path | None, tasks: list[evaluate.Task], settings: Eval, place: Path, *, name: str, seed: int,
-    nf4: bool = False, split: Split = "test", documents: Path | None = None, data: Path | None = None, offline: bool = False,
+    directory: Path,
+    adapter: Path | None,
+    tasks: list[evaluate.Task],
+    settings: Eval,
+    place: Path,
+    *,
+    name: str,
+    seed: int,
+    nf4: bool = False,
+    split: Split = "test",
+    documents: Path | None = None,
+    data: Path | None = None,
+    offline: bool = False,
 ) -> Mapping[str, Any]:
-    """Load a model (and its live adapter), score it on one split, and return figures; results.json and items.jsonl go to `place`."""
+    """Load a model and its live adapter, if any, score it on one split, and return figures; the results go to `place`."""
     device = pick_device()
     tokenizer = model.load_tokenizer(directory)
     loaded = model.load_model(directory, dtype=pick_dtype("auto", device), device=device, nf4=nf4)
     if adapter is not None:
         loaded = model.load_adapter(loaded, adapter)
-    rows = evaluate.evaluate(loaded, tokenizer, tasks, split, settings, place, model_name=name, documents=documents, data=data,
-                             offline=offline, seed=seed)
+    rows = evaluate.evaluate(
+        loaded,
+        tokenizer,
+        tasks,
+        split,
+        settings,
+        place,
+        model_name=name,
+        documents=documents,
+        data=data,
+        offline=offline,
+        seed=seed,
+    )
     return {"rows": len(rows), "items": sum(r.items for r in rows)}
 
 
 def evaluate_model(
-    name: str, adapter: str | None, settings: Eval, out: Path, *, split: Split, corpus_directory: Path | None, data: Path | None,
-    offline: bool, seed: int = 17,
+    name: str,
+    adapter: str | None,
+    settings: Eval,
+    out: Path,
+    *,
+    split: Split,
+    corpus_directory: Path | None,
+    data: Path | None,
+    offline: bool,
+    seed: int = 17,
 ) -> Path:
     """`frbio eval`: one model, one split, an EvalResult artifact in `out`."""
     tasks = evaluate.load_tasks(settings.tasks)
@@ -238,10 +352,27 @@ def evaluate_model(
     parents = {"model": model.digest(directory)} | ({"adapter": model.digest(live)} if live else {})
     if corpus_directory is not None:
         parents["corpus"] = read_manifest(corpus_directory, "Documents").digest
-    make(out, "EvalResult",
-         lambda place: score(directory, live, tasks, settings, place, name=name, split=split, documents=corpus_directory, data=data,
-                             offline=offline, seed=seed),
-         settings={"eval": settings.model_dump(mode="json"), "split": split}, parents=parents, seed=seed, resumable=True)
+    make(
+        out,
+        "EvalResult",
+        lambda place: score(
+            directory,
+            live,
+            tasks,
+            settings,
+            place,
+            name=name,
+            split=split,
+            documents=corpus_directory,
+            data=data,
+            offline=offline,
+            seed=seed,
+        ),
+        settings={"eval": settings.model_dump(mode="json"), "split": split},
+        parents=parents,
+        seed=seed,
+        resumable=True,
+    )
     return out
 
 
@@ -249,14 +380,27 @@ def merge_into(base: str, adapted: str, method: str, ratio: float, dtype: str, o
     """`frbio merge`: one merged model directory in `out`."""
     base_directory, other = locate(base), model.fetch(adapted)
     settings = {"method": method, "ratio": ratio, "dtype": dtype}
-    make(out, "MergedModel", lambda place: merge.merge_models(base_directory, other, **settings, directory=place),  # type: ignore[arg-type]
-         settings=settings, parents={"base": model.digest(base_directory), "train": model.digest(other)})
+    make(
+        out,
+        "MergedModel",
+        lambda place: merge.merge_models(base_directory, other, **settings, directory=place),  # type: ignore[arg-type]
+        settings=settings,
+        parents={"base": model.digest(base_directory), "train": model.digest(other)},
+    )
     return out
 
 
 def ablate_ratios(
-    base: str, adapted: str, settings: Merge, eval_settings: Eval, out: Path, *, corpus_directory: Path | None, data: Path | None,
-    offline: bool, seed: int = 17,
+    base: str,
+    adapted: str,
+    settings: Merge,
+    eval_settings: Eval,
+    out: Path,
+    *,
+    corpus_directory: Path | None,
+    data: Path | None,
+    offline: bool,
+    seed: int = 17,
 ) -> Path:
     """`frbio ablate`: an Ablation artifact in `out`."""
     tasks = evaluate.load_tasks(eval_settings.tasks)
@@ -264,9 +408,24 @@ def ablate_ratios(
     parents = {"base": model.digest(base_directory), "train": model.digest(other)}
     if corpus_directory is not None:
         parents["corpus"] = read_manifest(corpus_directory, "Documents").digest
-    make(out, "Ablation",
-         lambda place: ablate(base_directory, other, settings, eval_settings, tasks, place, documents=corpus_directory, data=data,
-                              offline=offline, seed=seed),
-         settings={"merge": settings.model_dump(mode="json"), "eval": eval_settings.model_dump(mode="json")},
-         parents=parents, seed=seed, resumable=True)
+    make(
+        out,
+        "Ablation",
+        lambda place: ablate(
+            base_directory,
+            other,
+            settings,
+            eval_settings,
+            tasks,
+            place,
+            documents=corpus_directory,
+            data=data,
+            offline=offline,
+            seed=seed,
+        ),
+        settings={"merge": settings.model_dump(mode="json"), "eval": eval_settings.model_dump(mode="json")},
+        parents=parents,
+        seed=seed,
+        resumable=True,
+    )
     return out

@@ -28,8 +28,17 @@ class Progress:
         self.started = self.last_line = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty():
-            self.bar = tqdm(total=total, desc=label, unit=unit, initial=initial, delay=1.0, unit_scale=True,
-                            dynamic_ncols=True, leave=False, file=sys.stderr)
+            self.bar = tqdm(
+                total=total,
+                desc=label,
+                unit=unit,
+                initial=initial,
+                delay=1.0,
+                unit_scale=True,
+                dynamic_ncols=True,
+                leave=False,
+                file=sys.stderr,
+            )
 
     def __enter__(self) -> Progress:
         return self

@@ -41,12 +41,12 @@ class Source(Section):
     config: str | None = None
     revision: str | None = None
     path: str | None = None
-    text: str = "text"                      # the column that holds the text, in datasets, .jsonl and .parquet
+    text: str = "text"  # the column that holds the text, in datasets, .jsonl and .parquet
     document: Literal["auto", "blank-line", "line", "file"] = "auto"  # what separates documents in a .txt file
     role: Literal["domain", "replay"] = "domain"
-    weight: Fraction | None = None          # share of the training tokens; none: all its text once; 0: measured, not trained on
+    weight: Fraction | None = None  # share of the training tokens; none: all its text once; 0: measured, not trained on
     license: str | None = None
-    limit: Positive | None = None           # read only the first documents of a large collection
+    limit: Positive | None = None  # read only the first documents of a large collection
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
@@ -68,13 +68,13 @@ class Licenses(Section):
 
 class Deduplicate(Section):
     method: Literal["none", "exact", "minhash"] = "exact"
-    threshold: Fraction = 0.8               # estimated Jaccard similarity of word n-grams
+    threshold: Fraction = 0.8  # estimated Jaccard similarity of word n-grams
     ngram: Positive = 5
 
 
 class Decontaminate(Section):
     tasks: list[str]
-    ngram: Positive = 13                    # words in common with a benchmark question that drop a document
+    ngram: Positive = 13  # words in common with a benchmark question that drop a document
 
 
 class Corpus(Section):
@@ -89,7 +89,7 @@ class Corpus(Section):
 
 class Packing(Section):
     sequence_length: Annotated[int, Field(ge=8)] = 2048
-    document_mask: bool = True              # attention stays within a document
+    document_mask: bool = True  # attention stays within a document
 
 
 class Lora(Section):
@@ -143,7 +143,7 @@ class Merge(Section):
     methods: Annotated[list[Method], Field(min_length=1)] = ["slerp"]
     ratios: Annotated[list[Fraction], Field(min_length=1)] = [0.0, 0.25, 0.5, 0.75, 1.0]
     choose: Choose = Choose()
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"   # auto: as the base is stored
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # auto: as the base is stored
 
     @field_validator("ratios")
     @classmethod
@@ -155,7 +155,7 @@ class Merge(Section):
 class Eval(Section):
     tasks: Annotated[list[str], Field(min_length=1)]
     shots: Annotated[int, Field(ge=0)] = 0
-    limit: Positive | None = None           # items per task and split, the first ones
+    limit: Positive | None = None  # items per task and split, the first ones
     bootstrap: Annotated[int, Field(ge=100)] = 10_000
     retention_margin: Annotated[float, Field(ge=0.0)] = 1.0
 
@@ -192,7 +192,7 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
-Place = str                                  # "file:line" or "--set KEY=VALUE"
+Place = str  # "file:line" or "--set KEY=VALUE"
 Path_ = tuple[str | int, ...]
 
 
@@ -212,7 +212,9 @@ def recipe_text(name: str) -> tuple[str, str]:
             raise RequestError(f"the recipe {path} cannot be read: {error}") from error
     shipped = shipped_recipes()
     if name not in shipped:
-        raise RequestError(f"no recipe is called '{name}'{nearest(name, shipped) or '; `frbio recipes list` shows them'}")
+        raise RequestError(
+            f"no recipe is called '{name}'{nearest(name, shipped) or '; `frbio recipes list` shows them'}"
+        )
     return resources.files("frbio_lite.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml"
 
 
@@ -270,7 +272,11 @@ def _plain(node: yaml.Node | None, path: Path_, where: str, places: dict[Path_, 
 
 
 def _overlay(
-    below: dict[str, Any], above: dict[str, Any], below_places: dict[Path_, Place], places: dict[Path_, Place], path: Path_
+    below: dict[str, Any],
+    above: dict[str, Any],
+    below_places: dict[Path_, Place],
+    places: dict[Path_, Place],
+    path: Path_,
 ) -> tuple[dict[str, Any], dict[Path_, Place]]:
     """`above` over `below`: mappings merge key by key, anything else is replaced."""
     merged = dict(below)
@@ -317,14 +323,20 @@ def _apply(value: dict[str, Any], places: dict[Path_, Place], override: str) -> 
 
 def _explain(error: Any, places: dict[Path_, Place], name: str) -> str:
     """One pydantic error as `place: key: what is wrong`."""
-    location = tuple(p for p in error["loc"] if not (isinstance(p, str) and p.startswith(("literal[", "constrained-", "list[", "str"))))
+    location = tuple(
+        p
+        for p in error["loc"]
+        if not (isinstance(p, str) and p.startswith(("literal[", "constrained-", "list[", "str")))
+    )
     where = next((places[location[:n]] for n in range(len(location), -1, -1) if location[:n] in places), name)
     key = ".".join(map(str, location)) or "recipe"
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key '{key}'{nearest(str(location[-1]), _known_keys(location[:-1]))}"
     if error["type"] == "missing":
         return f"{where}: '{key}' is missing"
-    got = "" if isinstance(error["input"], dict | list) or error["type"] == "value_error" else f", not {error['input']!r}"
+    got = (
+        "" if isinstance(error["input"], dict | list) or error["type"] == "value_error" else f", not {error['input']!r}"
+    )
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     return f"{where}: {key}: {message}{got}"
 

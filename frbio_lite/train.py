@@ -102,9 +102,7 @@ def train(
             bar.advance(loss=final_loss, tokens_per_s=speed)
             due = time.monotonic() - last_save > settings.checkpoint.every_minutes * 60 and step + 1 < steps
             if stop.requested or due:
-                checkpoint.save(
-                    directory / CHECKPOINTS, step + 1, model, optimizer, scaler, settings.checkpoint.keep
-                )
+                checkpoint.save(directory / CHECKPOINTS, step + 1, model, optimizer, scaler, settings.checkpoint.keep)
                 last_save = time.monotonic()
             if stop.requested:
                 raise KeyboardInterrupt
@@ -129,7 +127,12 @@ def train(
 
 
 def accumulate(
-    model: Model, batch: dict[str, Tensor], micro: int, device: torch.device, dtype: torch.dtype, scaler: torch.amp.GradScaler
+    model: Model,
+    batch: dict[str, Tensor],
+    micro: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    scaler: torch.amp.GradScaler,
 ) -> float:
     """Gradients of one step's mean loss per target token, over micro-batches of `micro` windows; returns that loss in nats.
 

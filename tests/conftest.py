@@ -25,11 +25,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def make_base(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., Path]:
     """`make_base("qwen3", tied=True, dtype=torch.bfloat16, name="base", seed=0)` → a model directory of random weights."""
 
-    def make(kind: str = "qwen3", tied: bool = True, dtype: torch.dtype = torch.float32, name: str = "base", seed: int = 0) -> Path:
+    def make(
+        kind: str = "qwen3", tied: bool = True, dtype: torch.dtype = torch.float32, name: str = "base", seed: int = 0
+    ) -> Path:
         config_class, model_class, extra = CLASSES[kind]
         torch.manual_seed(seed)
-        config = config_class(vocab_size=len(tokenizer), tie_word_embeddings=tied, bos_token_id=tokenizer.eos_token_id,
-                              eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id, **SHAPE, **extra)  # fmt: skip
+        end = tokenizer.eos_token_id
+        ids = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+        config = config_class(tie_word_embeddings=tied, **ids, **SHAPE, **extra)
         model: PreTrainedModel = model_class(config)
         with torch.no_grad():  # larger than the usual initialisation, so that logits differ well
             for parameter in model.parameters():

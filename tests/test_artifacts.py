@@ -41,7 +41,9 @@ def test_missing_or_truncated_data_is_not_current(tmp_path: Path) -> None:
 
 def test_the_digest_follows_data_and_not_measured_files(tmp_path: Path) -> None:
     for name, text, log in (("a", "x", "1"), ("b", "x", "2"), ("c", "y", "1")):
-        with writing(tmp_path / name, "Documents", "k", settings={}, parents={}, seed=1, measured=("log.jsonl",)) as artifact:
+        with writing(
+            tmp_path / name, "Documents", "k", settings={}, parents={}, seed=1, measured=("log.jsonl",)
+        ) as artifact:
             (artifact.path / "data").write_text(text, encoding="utf-8")
             (artifact.path / "log.jsonl").write_text(log, encoding="utf-8")
     a, b, c = (read_manifest(tmp_path / n, "Documents").digest for n in "abc")
@@ -50,7 +52,10 @@ def test_the_digest_follows_data_and_not_measured_files(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_the_old_artifact_and_no_half_new_one(tmp_path: Path) -> None:
     make(tmp_path / "a", text="old")
-    with pytest.raises(ZeroDivisionError), writing(tmp_path / "a", "Documents", "k2", settings={}, parents={}, seed=1) as artifact:
+    with (
+        pytest.raises(ZeroDivisionError),
+        writing(tmp_path / "a", "Documents", "k2", settings={}, parents={}, seed=1) as artifact,
+    ):
         (artifact.path / "half").write_text("half", encoding="utf-8")
         raise ZeroDivisionError
     assert (tmp_path / "a" / "sub" / "data.txt").read_text(encoding="utf-8") == "old"
@@ -61,9 +66,10 @@ def test_a_failure_leaves_the_old_artifact_and_no_half_new_one(tmp_path: Path) -
 def test_resumable_work_waits_for_the_same_key_only(tmp_path: Path) -> None:
     def attempt(key: str) -> bool:
         """Whether the partial work of an earlier attempt was there."""
-        with pytest.raises(InterruptedError), writing(
-            tmp_path / "a", "TrainedWeights", key, settings={}, parents={}, seed=1, resumable=True
-        ) as artifact:
+        with (
+            pytest.raises(InterruptedError),
+            writing(tmp_path / "a", "TrainedWeights", key, settings={}, parents={}, seed=1, resumable=True) as artifact,
+        ):
             found = (artifact.path / "step").exists()
             (artifact.path / "step").touch()
             raise InterruptedError
@@ -95,7 +101,7 @@ def test_broken_manifests_are_named(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path\nfrom frbio_lite.artifacts import locked\nfrom frbio_lite.errors import RequestError\n"
+        "from pathlib import Path\nfrom frbio_lite.artifacts import locked\nfrom frbio_lite.errors import RequestError\n"
         f"try:\n  with locked(Path({str(tmp_path)!r})): print('free')\nexcept RequestError: print('busy')"
     )
 

@@ -40,7 +40,10 @@ def test_every_verb_has_help_with_an_example(path: list[str]) -> None:
     result = frbio(*path, "--help")
     assert result.exit_code == 0
     if path != ["recipes"]:
-        assert f"frbio {' '.join(path)} " in result.output.replace("\n", " ") or f"frbio {' '.join(path)}\n" in result.output
+        assert (
+            f"frbio {' '.join(path)} " in result.output.replace("\n", " ")
+            or f"frbio {' '.join(path)}\n" in result.output
+        )
     assert "not implemented" not in result.output.lower()
 
 
@@ -96,7 +99,10 @@ def text_run(make_base: Callable[..., Path], tmp_path: Path) -> Callable[..., st
     return run
 
 
-GOOD = "".join(f"Le patient numéro {i} reçoit 10 µg/kg de sufentanil, puis 2,5 mg de midazolam le jour {i * 7}.\n\n" for i in range(80)).encode()
+GOOD = "".join(
+    f"Le patient numéro {i} reçoit 10 µg/kg de sufentanil, puis 2,5 mg de midazolam le jour {i * 7}.\n\n"
+    for i in range(80)
+).encode()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,9 @@ def test_a_full_disk_halfway_is_one_line(text_run: Callable[..., str], monkeypat
     assert "no space left on disk" in text_run(GOOD)
 
 
-def test_unexpected_failures_are_one_line_and_exit_1(make_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_failures_are_one_line_and_exit_1(
+    make_base: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*given: object, **named: object) -> None:
         raise RuntimeError("the loss is nan at step 3\nand more")
 
@@ -162,9 +170,54 @@ def test_unexpected_failures_are_one_line_and_exit_1(make_base: Callable[..., Pa
         (["merge", "--base", "BASE", "--model", "BASE", "--ratio", "1.5", "--out", "OUT"], "0"),
         (["merge", "--base", "BASE", "--out", "OUT"], "--adapter"),
         (["merge", "--base", "BASE", "--adapter", "BASE", "--model", "BASE", "--out", "OUT"], "once"),
-        (["ablate", "--base", "BASE", "--model", "BASE", "--ratios", "0:1:0", "--tasks", "demo-medical,demo-general", "--out", "OUT"], "0:1:0"),
-        (["ablate", "--base", "BASE", "--model", "BASE", "--methods", "slurp", "--tasks", "demo-medical", "--out", "OUT"], "linear"),
-        (["ablate", "--base", "BASE", "--model", "BASE", "--retain", "general", "--tasks", "demo-medical", "--out", "OUT"], "general"),
+        (
+            [
+                "ablate",
+                "--base",
+                "BASE",
+                "--model",
+                "BASE",
+                "--ratios",
+                "0:1:0",
+                "--tasks",
+                "demo-medical,demo-general",
+                "--out",
+                "OUT",
+            ],
+            "0:1:0",
+        ),
+        (
+            [
+                "ablate",
+                "--base",
+                "BASE",
+                "--model",
+                "BASE",
+                "--methods",
+                "slurp",
+                "--tasks",
+                "demo-medical",
+                "--out",
+                "OUT",
+            ],
+            "linear",
+        ),
+        (
+            [
+                "ablate",
+                "--base",
+                "BASE",
+                "--model",
+                "BASE",
+                "--retain",
+                "general",
+                "--tasks",
+                "demo-medical",
+                "--out",
+                "OUT",
+            ],
+            "general",
+        ),
         (["eval", "--model", "BASE", "--tasks", "demo-medcal", "--out", "OUT"], "demo-medical"),
         (["eval", "--model", "BASE", "--tasks", "heldout-domain", "--out", "OUT"], "corpus"),
         (["eval", "--model", "BASE", "--tasks", "belebele-fra", "--offline", "--out", "OUT"], "--data"),
@@ -172,7 +225,9 @@ def test_unexpected_failures_are_one_line_and_exit_1(make_base: Callable[..., Pa
         (["report", "OUT", "--out", "OUT/page.html"], "OUT"),
     ],
 )
-def test_wrong_requests_are_refused_and_write_nothing(arguments: list[str], said: str, make_base: Callable[..., Path], tmp_path: Path) -> None:
+def test_wrong_requests_are_refused_and_write_nothing(
+    arguments: list[str], said: str, make_base: Callable[..., Path], tmp_path: Path
+) -> None:
     base, out = str(make_base()), str(tmp_path / "OUT")
     message = refused(*(a.replace("BASE", base).replace("OUT", out) for a in arguments))
     assert said in message

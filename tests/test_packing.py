@@ -346,14 +346,18 @@ def test_directories_that_hold_something_else(tmp_path: Path, tokenizer: PreTrai
     assert not list(tmp_path.iterdir())
 
 
-def test_documents_begin_with_bos_where_the_tokenizer_puts_one(packed: Callable[..., tuple[PackedTokens, dict[str, Any]]]) -> None:
+def test_documents_begin_with_bos_where_the_tokenizer_puts_one(
+    packed: Callable[..., tuple[PackedTokens, dict[str, Any]]],
+) -> None:
     """Gemma and Llama put a begin-of-text token before every text and need it; Qwen has none."""
     plain = build_tokenizer(FRENCH)
     assert leading_tokens(plain) == []
     plain.add_special_tokens({"bos_token": "<bos>"})
     bos = plain.bos_token_id
     assert leading_tokens(plain) == []  # it has one and does not use it
-    plain.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    plain.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", bos)]
+    )
     assert leading_tokens(plain) == [bos]
     request = choice_requests(plain, ["Réponse :"], [[" oui"]])[0][0]
     assert request.tokens[0] == bos and bos not in request.tokens[1:]

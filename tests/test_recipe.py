@@ -40,7 +40,9 @@ def test_hub_recipes_pin_the_revision_of_their_base() -> None:
 
 
 def test_unknown_keys_are_reported_together_with_file_line_and_nearest_name(tmp_path: Path) -> None:
-    file = write(tmp_path / "r.yaml", "extends: demo\nname: mine\ntrain:\n  tokenz: 5\npacking:\n  sequence_lenght: 64\n")
+    file = write(
+        tmp_path / "r.yaml", "extends: demo\nname: mine\ntrain:\n  tokenz: 5\npacking:\n  sequence_lenght: 64\n"
+    )
     with pytest.raises(RequestError) as caught:
         load_recipe(file)
     message = str(caught.value)
@@ -76,7 +78,9 @@ def test_wrong_overrides_name_what_is_wrong(override: str, said: str) -> None:
 
 
 def test_overrides_reach_into_lists_and_keep_the_rest() -> None:
-    recipe = load_recipe("local-text", ["corpus.sources.0.path=a b.txt", "corpus.sources.1.document=line", "train.tokens=1_000"])
+    recipe = load_recipe(
+        "local-text", ["corpus.sources.0.path=a b.txt", "corpus.sources.1.document=line", "train.tokens=1_000"]
+    )
     assert recipe.corpus.sources[0].path == "a b.txt"
     assert recipe.corpus.sources[0].license == "own"
     assert recipe.corpus.sources[1].document == "line"
@@ -85,7 +89,12 @@ def test_overrides_reach_into_lists_and_keep_the_rest() -> None:
 
 def test_extends_merges_mappings_and_replaces_lists(tmp_path: Path) -> None:
     parent = load_recipe("demo")
-    child = load_recipe(write(tmp_path / "c.yaml", "extends: demo\nname: c\ntrain: {optimizer: {learning_rate: 1e-4}}\nmerge: {ratios: [0.5]}\n"))
+    child = load_recipe(
+        write(
+            tmp_path / "c.yaml",
+            "extends: demo\nname: c\ntrain: {optimizer: {learning_rate: 1e-4}}\nmerge: {ratios: [0.5]}\n",
+        )
+    )
     assert child.train.optimizer.learning_rate == 1e-4
     assert child.train.optimizer.warmup_ratio == parent.train.optimizer.warmup_ratio
     assert child.merge.ratios == [0.0, 0.5, 1.0]
@@ -112,7 +121,7 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_broken_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="r.yaml") as caught:
+    with pytest.raises(RequestError, match=r"r\.yaml") as caught:
         load_recipe(write(tmp_path / "r.yaml", text))
     assert said in str(caught.value)
 

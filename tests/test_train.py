@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -46,18 +47,24 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def test_training_lowers_the_loss_and_logs_every_step(make_base: Make, make_packed: Make, tmp_path: Path) -> None:
-    figures = run(make_base(), make_packed(), tmp_path / "out", settings(tokens=64 * 4 * 30, optimizer={"learning_rate": 3e-3}))
+    figures = run(
+        make_base(), make_packed(), tmp_path / "out", settings(tokens=64 * 4 * 30, optimizer={"learning_rate": 3e-3})
+    )
     seen = losses(tmp_path / "out")
     assert len(seen) == figures["steps"] == 30
     assert sum(seen[-5:]) < sum(seen[:5])
-    first, last = (json.loads(s) for s in (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()[:: 29])
+    first, last = (
+        json.loads(s) for s in (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()[::29]
+    )
     assert set(first) == {"step", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"}
     assert last["tokens"] == figures["tokens"] == 64 * 4 * 30
     assert last["learning_rate"] < first["learning_rate"]
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
-def test_first_loss_is_the_mean_over_all_targets_of_the_step(make_base: Make, make_packed: Make, tmp_path: Path) -> None:
+def test_first_loss_is_the_mean_over_all_targets_of_the_step(
+    make_base: Make, make_packed: Make, tmp_path: Path
+) -> None:
     base, packed = make_base(), make_packed()
     run(base, packed, tmp_path / "out", settings())
     data = PackedTokens(packed)
@@ -66,7 +73,7 @@ def test_first_loss_is_the_mean_over_all_targets_of_the_step(make_base: Make, ma
     nats, targets = 0.0, 0
     for ids, positions, labels in zip(batch["input_ids"], batch["position_ids"], batch["labels"], strict=True):
         starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
-        for a, b in zip(starts, starts[1:], strict=False):
+        for a, b in itertools.pairwise(starts):
             keep = labels[a:b] != -100
             logits = model(input_ids=ids[None, a:b]).logits[0][keep]
             nats += float(torch.nn.functional.cross_entropy(logits, labels[a:b][keep], reduction="sum"))
@@ -75,7 +82,9 @@ def test_first_loss_is_the_mean_over_all_targets_of_the_step(make_base: Make, ma
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_micro_batches_change_nothing_but_rounding(method: str, make_base: Make, make_packed: Make, tmp_path: Path) -> None:
+def test_micro_batches_change_nothing_but_rounding(
+    method: str, make_base: Make, make_packed: Make, tmp_path: Path
+) -> None:
     base, packed = make_base(), make_packed()
     for micro in (1, 3, 4):  # 3 leaves a smaller last micro-batch
         run(base, packed, tmp_path / str(micro), settings(method=method, micro_batch_size=micro))
@@ -86,10 +95,17 @@ def test_micro_batches_change_nothing_but_rounding(method: str, make_base: Make,
             torch.testing.assert_close(weights(tmp_path / str(micro))[name], value, atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("change", [{}, {"method": "lora"}, {"method": "qlora"}, {"optimizer": {"name": "adamw8bit", "learning_rate": 1e-3}}])
+@pytest.mark.parametrize(
+    "change", [{}, {"method": "lora"}, {"method": "qlora"}, {"optimizer": {"name": "adamw8bit", "learning_rate": 1e-3}}]
+)
 @pytest.mark.parametrize("after", [1, 6])
 def test_an_interrupted_run_equals_the_uninterrupted_one(
-    change: dict[str, Any], after: int, make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any],
+    after: int,
+    make_base: Make,
+    make_packed: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, packed = make_base(), make_packed()
     how = settings(checkpoint={"every_minutes": 1e-9, "keep": 2}, **change)
@@ -137,7 +153,9 @@ def test_a_signal_saves_a_checkpoint_and_the_next_call_goes_on(
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
-def test_a_torn_checkpoint_is_passed_over(make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torn_checkpoint_is_passed_over(
+    make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, packed = make_base(), make_packed()
     how = settings(checkpoint={"every_minutes": 1e-9, "keep": 2})
     run(base, packed, tmp_path / "whole", how)
@@ -173,7 +191,9 @@ def test_a_saved_adapter_loads_on_its_base(method: str, make_base: Make, make_pa
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_full_weights_are_saved_in_fp32_and_load_with_a_tokenizer(tied: bool, make_base: Make, make_packed: Make, tmp_path: Path) -> None:
+def test_full_weights_are_saved_in_fp32_and_load_with_a_tokenizer(
+    tied: bool, make_base: Make, make_packed: Make, tmp_path: Path
+) -> None:
     base = make_base(tied=tied, dtype=torch.bfloat16)
     run(base, make_packed(), tmp_path / "out", settings())
     saved = weights(tmp_path / "out")
@@ -189,7 +209,9 @@ def test_activation_checkpointing_changes_nothing(make_base: Make, make_packed: 
     assert losses(tmp_path / "on") == pytest.approx(losses(tmp_path / "off"), abs=1e-6)
 
 
-def test_chunked_loss_equals_the_whole_one(make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_loss_equals_the_whole_one(
+    make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, packed = make_base(), make_packed(sequence_length=64)
     run(base, packed, tmp_path / "whole", settings(micro_batch_size=4))
     monkeypatch.setattr("frbio_lite.model.LOGITS_BYTES", 1)
@@ -211,7 +233,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
     rates = [train.learning_rate(optimizer, s, 100) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5, abs=0.02) and 0 < rates[99] < 0.01
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
 
 
 def test_sequences_beyond_the_positions_are_refused(make_base: Make, make_packed: Make, tmp_path: Path) -> None:
@@ -219,7 +241,9 @@ def test_sequences_beyond_the_positions_are_refused(make_base: Make, make_packed
         train.train(make_base(), PackedTokens(make_packed()), settings(), Packing(sequence_length=512), 0, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train, "accumulate", lambda *given: float("nan"))
     with pytest.raises(RuntimeError, match="the loss is nan at step 1"):
         run(make_base(), make_packed(), tmp_path / "out", settings())

@@ -34,7 +34,11 @@ CLASSES = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
-    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, {}),
 }
 
@@ -44,7 +48,10 @@ def build_tokenizer(texts: list[str], vocabulary: int = 320) -> PreTrainedTokeni
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")

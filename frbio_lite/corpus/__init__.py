@@ -39,7 +39,7 @@ def build_corpus(
     """
     check_names(settings.sources)
     gate = LicenseGate(settings)
-    for source in settings.sources:          # what is wrong with the last source shows before the first is read
+    for source in settings.sources:  # what is wrong with the last source shows before the first is read
         gate.admits(next(read_source(source, seed)), source)
     stage = _Stage(settings, seed, gate, benchmark_texts)
     unsplit = directory / "unsplit.parquet"

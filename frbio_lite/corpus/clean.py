@@ -64,7 +64,7 @@ def remove_surrogates(text: str) -> str:
     r"""`fi\ud83dèvre` → `fièvre`: half of a character, which no UTF-8 file can hold."""
     if not SURROGATES.search(text):
         return text
-    return SURROGATES.sub("", SURROGATES_IN_NUMBER.sub(" ", text))       # `5\ud83d10` are two numbers
+    return SURROGATES.sub("", SURROGATES_IN_NUMBER.sub(" ", text))  # `5\ud83d10` are two numbers
 
 
 def repair_mojibake(text: str) -> str:
@@ -108,7 +108,7 @@ def remove_html(text: str) -> str:
         return text
     text = SCRIPT_TAG.sub(_script, text)
     text = BLOCK_TAG.sub("\n", INLINE_TAG.sub("", CELL_TAG.sub(" ", text)))
-    while (unwrapped := LETTER_TAG.sub(r"\2", text)) != text:      # one more turn for each level of nesting
+    while (unwrapped := LETTER_TAG.sub(r"\2", text)) != text:  # one more turn for each level of nesting
         text = unwrapped
     return text
 
@@ -129,9 +129,15 @@ def collapse_space(text: str) -> str:
 
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "none": (remove_surrogates,),          # what cannot be stored goes in any case
+    "none": (remove_surrogates,),  # what cannot be stored goes in any case
     "clinical-fr": (
-        remove_surrogates, repair_mojibake, remove_controls, remove_invisible, compose, remove_html, collapse_space,
+        remove_surrogates,
+        repair_mojibake,
+        remove_controls,
+        remove_invisible,
+        compose,
+        remove_html,
+        collapse_space,
     ),
 }
 

@@ -17,7 +17,7 @@ from frbio_lite.recipe import Deduplicate
 
 HASHES = 128
 SKETCH_SEED = 42
-RECALL = 0.99            # of the pairs exactly at the threshold, at least this share must become candidates
+RECALL = 0.99  # of the pairs exactly at the threshold, at least this share must become candidates
 WORD = re.compile(r"\w+")
 
 

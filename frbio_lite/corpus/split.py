@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
-FEWEST = 3               # documents below which a source is not divided
+FEWEST = 3  # documents below which a source is not divided
 
 
 def rank(seed: int, text: str) -> bytes:

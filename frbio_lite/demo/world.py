@@ -21,7 +21,7 @@ Part = Literal["medical", "general"]
 LICENSE = "cc0-1.0"
 OPTIONS = 5
 VALIDATION_SHARE = 0.4
-FAQ_SHARE = 0.4                                        # of the documents
+FAQ_SHARE = 0.4  # of the documents
 VOWELS = "aeiouyhàâéèêëîïôœûAEIOUYHÀÂÉÈÊËÎÏÔŒÛ"
 
 
@@ -89,8 +89,13 @@ def documents(part: Part, seed: int, copies: int) -> Iterator[dict[str, str]]:
         rng = Random(f"{part}/{seed}/{copy}")
         for n, group in enumerate(_groups(facts(part), rng)):
             kind, text = _compose(part, group, by_name, rng)
-            yield {"text": text, "source": f"demo-{part}", "document_type": kind, "license": LICENSE,
-                   "id": f"demo-{part}-{seed}-{copy:03d}-{n:04d}"}
+            yield {
+                "text": text,
+                "source": f"demo-{part}",
+                "document_type": kind,
+                "license": LICENSE,
+                "id": f"demo-{part}-{seed}-{copy:03d}-{n:04d}",
+            }
 
 
 def questions(part: Part, seed: int = 17) -> list[Question]:
@@ -105,7 +110,9 @@ def questions(part: Part, seed: int = 17) -> list[Question]:
             choices = _distractors(relation, fact, rng)
             choices.insert(answer, fact.object)
             wording = rng.choice(relation.questions)
-            made.append(Question(fact.id, fill(wording, fact), tuple(choices), answer, relation.domain, relation.name, split))
+            made.append(
+                Question(fact.id, fill(wording, fact), tuple(choices), answer, relation.domain, relation.name, split)
+            )
     return made
 
 
@@ -127,7 +134,7 @@ def _contract(preposition: Literal["de", "à"], subject: str) -> str:
     merged = {"de": {"le ": "du ", "les ": "des "}, "à": {"le ": "au ", "les ": "aux "}}[preposition]
     for article, contraction in merged.items():
         if subject.startswith(article):
-            return contraction + subject[len(article):]
+            return contraction + subject[len(article) :]
     if preposition == "de" and not subject.startswith(("la ", "l'", "l’")) and subject[:1] in VOWELS:
         return f"d'{subject}"
     return f"{preposition} {subject}"
@@ -166,7 +173,10 @@ def _split(relation: Relation, split: str, seed: int) -> list[Fact]:
 
 
 def _distractors(relation: Relation, fact: Fact, rng: Random) -> list[str]:
-    """Four wrong objects of the same relation, drawn through other facts, so that frequent objects are as frequent here as among the answers."""
+    """Four wrong objects of the same relation.
+
+    They are drawn through other facts, so that frequent objects are as frequent here as among the right answers.
+    """
     wrong = {fact.object, *fact.also}
     drawn: list[str] = []
     for other in rng.sample(relation.facts, len(relation.facts)):
@@ -178,27 +188,62 @@ def _distractors(relation: Relation, fact: Fact, rng: Random) -> list[str]:
 
 
 def _notice(body: str, rng: Random) -> str:
-    opening = rng.choice(["Notice d'information.", "Information destinée au patient.", "Résumé à l'usage des soignants.", "Fiche pratique."])
-    closing = rng.choice(["Tenir hors de la portée des enfants.", "Demandez conseil à votre pharmacien.", "Conserver cette fiche.",
-                          "Signalez tout effet inattendu."])
+    opening = rng.choice(
+        [
+            "Notice d'information.",
+            "Information destinée au patient.",
+            "Résumé à l'usage des soignants.",
+            "Fiche pratique.",
+        ]
+    )
+    closing = rng.choice(
+        [
+            "Tenir hors de la portée des enfants.",
+            "Demandez conseil à votre pharmacien.",
+            "Conserver cette fiche.",
+            "Signalez tout effet inattendu.",
+        ]
+    )
     return f"{opening} {body} {closing}"
 
 
 def _note(body: str, rng: Random) -> str:
     who = rng.choice(["Patient", "Patiente"])
     seen = {"Patient": "vu", "Patiente": "vue"}[who]
-    reason = rng.choice(["une consultation de contrôle", "un avis", "un bilan annuel", "une fatigue récente", "un renouvellement d'ordonnance"])
-    measures = rng.choice([f"TA {rng.randint(11, 15)}/{rng.randint(6, 9)}", f"pouls à {rng.randint(58, 96)}/min",
-                           f"température à 37,{rng.randint(0, 6)} °C", f"poids de {rng.randint(48, 98)} kg"])
-    return (f"{who} de {rng.randint(19, 91)} ans, {seen} pour {reason}. Examen : {measures}. "
-            f"Rappel pour l'équipe : {body} Revoir dans {rng.randint(1, 12)} mois.")
+    reason = rng.choice(
+        [
+            "une consultation de contrôle",
+            "un avis",
+            "un bilan annuel",
+            "une fatigue récente",
+            "un renouvellement d'ordonnance",
+        ]
+    )
+    measures = rng.choice(
+        [
+            f"TA {rng.randint(11, 15)}/{rng.randint(6, 9)}",
+            f"pouls à {rng.randint(58, 96)}/min",
+            f"température à 37,{rng.randint(0, 6)} °C",
+            f"poids de {rng.randint(48, 98)} kg",
+        ]
+    )
+    return (
+        f"{who} de {rng.randint(19, 91)} ans, {seen} pour {reason}. Examen : {measures}. "
+        f"Rappel pour l'équipe : {body} Revoir dans {rng.randint(1, 12)} mois."
+    )
 
 
 def _courrier(body: str, rng: Random) -> str:
     opening = rng.choice(["Cher confrère,", "Chère consœur,", "Cher ami,"])
-    reason = rng.choice(["Suite à notre échange de ce matin, voici mes remarques.", "Vous m'avez interrogé, je vous réponds volontiers.",
-                         "Je vous adresse ces quelques rappels."])
-    return f"{opening} {reason} {body} {rng.choice(['Bien confraternellement.', 'Avec mes salutations les meilleures.', 'Amicalement.'])}"
+    reason = rng.choice(
+        [
+            "Suite à notre échange de ce matin, voici mes remarques.",
+            "Vous m'avez interrogé, je vous réponds volontiers.",
+            "Je vous adresse ces quelques rappels.",
+        ]
+    )
+    closing = rng.choice(["Bien confraternellement.", "Avec mes salutations les meilleures.", "Amicalement."])
+    return f"{opening} {reason} {body} {closing}"
 
 
 def _encyclopedie(body: str, rng: Random) -> str:
@@ -206,20 +251,36 @@ def _encyclopedie(body: str, rng: Random) -> str:
 
 
 def _recit(body: str, rng: Random) -> str:
-    opening = rng.choice(["Hier soir, grand-père nous a tout raconté.", "En marchant vers l'école, Lucie révisait à voix haute.",
-                          "Au dîner, la conversation est venue sur ce sujet.", "Dans le train, un voyageur nous a instruits."])
-    closing = rng.choice(["Personne ne l'a contredit.", "Nous avons retenu la leçon.", "Puis chacun est allé dormir.", "Quelle mémoire !"])
+    opening = rng.choice(
+        [
+            "Hier soir, grand-père nous a tout raconté.",
+            "En marchant vers l'école, Lucie révisait à voix haute.",
+            "Au dîner, la conversation est venue sur ce sujet.",
+            "Dans le train, un voyageur nous a instruits.",
+        ]
+    )
+    closing = rng.choice(
+        [
+            "Personne ne l'a contredit.",
+            "Nous avons retenu la leçon.",
+            "Puis chacun est allé dormir.",
+            "Quelle mémoire !",
+        ]
+    )
     return f"{opening} {body} {closing}"
 
 
 def _lecon(body: str, rng: Random) -> str:
-    opening = rng.choice(["Leçon du jour.", "À retenir.", f"Chapitre {rng.randint(1, 30)}.", "Au tableau, la maîtresse a écrit ceci."])
+    opening = rng.choice(
+        ["Leçon du jour.", "À retenir.", f"Chapitre {rng.randint(1, 30)}.", "Au tableau, la maîtresse a écrit ceci."]
+    )
     return f"{opening} {body} {rng.choice(['À savoir pour demain.', 'Relire deux fois.', 'Fin de la leçon.', ''])}".rstrip()
 
 
 def _lettre(body: str, rng: Random) -> str:
     friend = rng.choice(["Chère Camille,", "Cher Julien,", "Ma chère tante,", "Cher voisin,"])
-    return f"{friend} tu voulais des précisions, les voici. {body} {rng.choice(['À bientôt.', 'Je vous embrasse.', 'Bien à toi.'])}"
+    closing = rng.choice(["À bientôt.", "Je pense à toi.", "Bien à toi."])
+    return f"{friend} tu voulais des précisions, les voici. {body} {closing}"
 
 
 FORMS: dict[str, dict[str, Any]] = {

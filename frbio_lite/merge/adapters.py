@@ -24,16 +24,43 @@ FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # How PEFT ends the names of an adapter's tensors, for linear layers and for embeddings.
 PARTS = {
-    "lora_A.weight": "a", "lora_B.weight": "b", "lora_embedding_A": "a", "lora_embedding_B": "b",
+    "lora_A.weight": "a",
+    "lora_B.weight": "b",
+    "lora_embedding_A": "a",
+    "lora_embedding_B": "b",
 }
 # Settings that are obeyed here, or that only concern training and loading; any other one that is set is refused.
-UNDERSTOOD = frozenset({
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out", "bias",
-    "init_lora_weights", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "modules_to_save", "ensure_weight_tying", "eva_config", "corda_config", "lora_ga_config", "megatron_core",
-    "qalora_group_size",
-})
+UNDERSTOOD = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_rslora",
+        "fan_in_fan_out",
+        "bias",
+        "init_lora_weights",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "modules_to_save",
+        "ensure_weight_tying",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "megatron_core",
+        "qalora_group_size",
+    }
+)
 # Other initialisations (PiSSA, OLoRA, LoftQ, CorDA, …) change the base weights that the adapter is added to.
 BASE_KEEPING = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -72,8 +99,7 @@ class LoraAdapter:
                 )
             if name not in base:
                 raise RequestError(
-                    f"{directory}: the adapter changes {name}, "
-                    f"which the base {base.directory} does not have"
+                    f"{directory}: the adapter changes {name}, which the base {base.directory} does not have"
                 )
             self._check_shapes(name)
         for name, key in self.copies.items():
@@ -112,14 +138,12 @@ class LoraAdapter:
         """PEFT saves the base's embedding or head beside an adapter on it; it must be the base's own."""
         if name not in self.base or not self.weights.shape(key) == self.base.shape(name):
             raise RequestError(
-                f"{self.directory}: the adapter changes {name}, "
-                "which the base does not have in this shape"
+                f"{self.directory}: the adapter changes {name}, which the base does not have in this shape"
             )
         base = self.base.get(name)
         if not self.weights.get(key).to(base.dtype).equal(base):
             raise RequestError(
-                f"{self.directory} was trained on another base: "
-                f"its copy of {name} differs from {self.base.directory}"
+                f"{self.directory} was trained on another base: its copy of {name} differs from {self.base.directory}"
             )
 
     def _change(self, module: str, keys: dict[str, str]) -> Change:
@@ -130,8 +154,7 @@ class LoraAdapter:
         held = self.weights.shape(keys["a"])[0]
         if held != rank or rank < 1:
             raise RequestError(
-                f"{self.directory}: {module} has rank {held} in {FILE} and {rank} in "
-                "adapter_config.json"
+                f"{self.directory}: {module} has rank {held} in {FILE} and {rank} in adapter_config.json"
             )
         scaling = alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
         embedding = keys["a"].endswith("lora_embedding_A")

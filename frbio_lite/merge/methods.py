@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PARALLEL = 0.9995                         # |cosine| above which slerp is linear (mergekit's threshold)
-BLOCK = 1 << 16                           # elements converted to fp64 at once: they stay in the CPU's cache
+PARALLEL = 0.9995  # |cosine| above which slerp is linear (mergekit's threshold)
+BLOCK = 1 << 16  # elements converted to fp64 at once: they stay in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Comparison:
 
     @property
     def slerp_is_linear(self) -> bool:
-        return not abs(self.cosine) <= PARALLEL     # NaN, a zero vector, has no direction: linear as well
+        return not abs(self.cosine) <= PARALLEL  # NaN, a zero vector, has no direction: linear as well
 
 
 def compare(base: Tensor, adapted: Tensor) -> Comparison:

@@ -24,8 +24,18 @@ from frbio_lite.merge.weights import DTYPES, Weights
 
 # Settings that give the same weights another meaning; those that show in a shape are found there, by tensor.
 SAME_SETTINGS = (
-    "model_type", "architectures", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "hidden_act", "rms_norm_eps", "rope_parameters", "sliding_window", "tie_word_embeddings", "vocab_size",
+    "model_type",
+    "architectures",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "sliding_window",
+    "tie_word_embeddings",
+    "vocab_size",
 )
 
 
@@ -98,15 +108,14 @@ def merge_tensors(
 
 
 def check_ratio(ratio: float) -> None:
-    if not 0.0 <= ratio <= 1.0:           # false for NaN as well
+    if not 0.0 <= ratio <= 1.0:  # false for NaN as well
         raise RequestError(f"the ratio {ratio} is not between 0 (the base) and 1 (the adapted model)")
 
 
 def check_method(method: str) -> None:
     if method not in METHODS:
         raise RequestError(
-            f"no merging method is called '{method}'{nearest(method, METHODS)}: "
-            f"choose from {', '.join(METHODS)}"
+            f"no merging method is called '{method}'{nearest(method, METHODS)}: choose from {', '.join(METHODS)}"
         )
 
 
@@ -133,8 +142,7 @@ def open_pair(base_directory: Path, adapted_directory: Path) -> Pair:
     for name in names:
         if base.stored_dtype(name) == "F64" or base.stored_dtype(name).startswith(("F8", "F4", "F6")):
             raise RequestError(
-                f"{base_directory}: {name} is stored as {base.stored_dtype(name)}: "
-                "merging needs 16 or 32-bit floats"
+                f"{base_directory}: {name} is stored as {base.stored_dtype(name)}: merging needs 16 or 32-bit floats"
             )
     return Pair(base_directory, adapted_directory, base, adapted, names)
 
@@ -183,8 +191,7 @@ def _check_parent(base_directory: Path, adapted_directory: Path) -> None:
     recorded = parents.get("base") if isinstance(parents, dict) else None
     if recorded is not None and recorded != model.digest(base_directory):
         raise RequestError(
-            f"{adapted_directory} was trained on another base than {base_directory}: "
-            "pass the base it was trained on"
+            f"{adapted_directory} was trained on another base than {base_directory}: pass the base it was trained on"
         )
 
 
@@ -206,7 +213,7 @@ def _vocabulary(directory: Path) -> dict[str, int] | None:
         return None
     try:
         return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
-    except Exception as error:            # tokenizers raises bare Exception
+    except Exception as error:  # tokenizers raises bare Exception
         raise RequestError(f"{path} is not a usable tokenizer: {error}") from error
 
 

@@ -1,6 +1,6 @@
 """Write a merged model: tensor after tensor, shard after shard, so memory holds about one shard.
 
-    merge_models(base, adapter, "slerp", 0.5, "auto", out)      # fills the directory `out` with a loadable model
+merge_models(base, adapter, "slerp", 0.5, "auto", out)      # fills the directory `out` with a loadable model
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Measured:
 
     name: str
     comparison: Comparison
-    moved: float                          # ‖W_out − W_base‖
+    moved: float  # ‖W_out − W_base‖
 
     @property
     def changed(self) -> bool:
@@ -50,15 +50,21 @@ class Measured:
     def row(self) -> list[str]:
         c = self.comparison
         return [
-            self.name, _number(_share(c.difference_norm, c.base_norm)), _number(self.angle_degrees),
-            str(c.slerp_is_linear).lower(), _number(_share(self.moved, c.difference_norm)),
+            self.name,
+            _number(_share(c.difference_norm, c.base_norm)),
+            _number(self.angle_degrees),
+            str(c.slerp_is_linear).lower(),
+            _number(_share(self.moved, c.difference_norm)),
         ]
 
 
 def output_dtype(name: OutputDtype) -> torch.dtype | None:
     """The torch dtype of a recipe's `merge.dtype`; None for auto, each tensor as the base stores it."""
     known: dict[str, torch.dtype | None] = {
-        "auto": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32,
+        "auto": None,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "float32": torch.float32,
     }
     if name not in known:
         raise RequestError(f"a merged model is written as {', '.join(known)}, not as {name}")
@@ -100,8 +106,12 @@ def merge_models(
     _write_statistics(directory / "tensors.csv", measured)
     write_text(directory / "README.md", _card(base, adapted, method, ratio, stored))
     return {
-        **_summary(measured), "tensors": len(pair.names), "parameters": sum(pair.base.elements(n) for n in pair.names),
-        "bytes": writer.total_bytes, "dtype": stored, "seconds": round(time.monotonic() - started, 3),
+        **_summary(measured),
+        "tensors": len(pair.names),
+        "parameters": sum(pair.base.elements(n) for n in pair.names),
+        "bytes": writer.total_bytes,
+        "dtype": stored,
+        "seconds": round(time.monotonic() - started, 3),
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from frbio_lite.artifacts import write_json
 from frbio_lite.errors import RequestError
 
-SHARD_BYTES = 5_000_000_000               # what the Hub and loaders are used to
+SHARD_BYTES = 5_000_000_000  # what the Hub and loaders are used to
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -38,8 +38,7 @@ class Weights:
         for name, file in self._where.items():
             if name not in held[file]:
                 raise RequestError(
-                    f"{directory / file} lacks the tensor {name} that {INDEX} promises: "
-                    "download it again"
+                    f"{directory / file} lacks the tensor {name} that {INDEX} promises: download it again"
                 )
 
     def _open(self, file: str) -> Any:
@@ -48,8 +47,7 @@ class Weights:
                 self._files[file] = safe_open(self.directory / file, framework="pt")
             except (OSError, SafetensorError) as error:
                 raise RequestError(
-                    f"{self.directory / file} is missing or damaged ({error}): "
-                    "download it again"
+                    f"{self.directory / file} is missing or damaged ({error}): download it again"
                 ) from error
         return self._files[file]
 
@@ -74,7 +72,7 @@ class Weights:
 
     def stored_bytes(self, name: str) -> int:
         digits = "".join(c for c in self.stored_dtype(name) if c.isdigit())
-        return self.elements(name) * int(digits or 8) // 8            # BOOL takes a byte
+        return self.elements(name) * int(digits or 8) // 8  # BOOL takes a byte
 
     def get(self, name: str) -> Tensor:
         """The tensor as stored, on the CPU."""

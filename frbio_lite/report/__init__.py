@@ -25,7 +25,7 @@ from frbio_lite.report import verdict
 from frbio_lite.report.load import load_run
 from frbio_lite.report.view import page
 
-LARGEST_PAGE = 3_000_000                  # bytes
+LARGEST_PAGE = 3_000_000  # bytes
 
 
 def write_report(runs: Sequence[Path], output: Path) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def write_report(runs: Sequence[Path], output: Path) -> dict[str, Any]:
     if output.is_dir():
         raise RequestError(f"{output} is a directory: name the file to write, for example {output / 'report.html'}")
     loaded = [load_run(run) for run in runs]
-    html = _render(page(loaded)).encode(errors="replace").decode()      # JSON can hold halves of a surrogate pair
+    html = _render(page(loaded)).encode(errors="replace").decode()  # JSON can hold halves of a surrogate pair
     size = len(html.encode())
     if size > LARGEST_PAGE:
         raise RequestError(
@@ -66,16 +66,26 @@ def write_report(runs: Sequence[Path], output: Path) -> dict[str, Any]:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("frbio_lite.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("frbio_lite.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
 def _render(context: dict[str, Any]) -> str:
     style, script = _template_text("report.css"), _template_text("report.js")
     policy = f"default-src 'none'; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'"
-    return _environment().get_template("report.html.j2").render(
-        **context, style=Markup(style), script=Markup(script), policy=policy,
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **context,
+            style=Markup(style),
+            script=Markup(script),
+            policy=policy,
+        )
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 480, 310                  # user units; the page scales the drawing to its column
+WIDTH, HEIGHT = 480, 310  # user units; the page scales the drawing to its column
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 30, 54
 DASHES = ("", "7 4", "2 3", "10 3 2 3")
 
@@ -36,7 +36,7 @@ class Line:
     points: tuple[Point, ...]
     dash: int = 0
     chosen: bool = True
-    band: bool = False                    # spread as a band along the line, points unseen until they are met
+    band: bool = False  # spread as a band along the line, points unseen until they are met
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Frame:
     x_label: str
     y_text: Callable[[float], str]
     x_ticks: tuple[tuple[float, str], ...]
-    x_notes: tuple[tuple[float, str], ...] = ()       # a second row of words under the ticks
+    x_notes: tuple[tuple[float, str], ...] = ()  # a second row of words under the ticks
     mark: Mark | None = None
 
 
@@ -116,7 +116,10 @@ def line_chart(lines: Sequence[Line], frame: Frame) -> Markup:
         _grid(frame, scale, y_ticks),
         *([_mark(frame.mark, scale)] if frame.mark else []),
         *[_line(line, scale, frame.mark) for line in lines if line.points],
-        class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="group", aria_label=frame.description,
+        class_="chart",
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="group",
+        aria_label=frame.description,
     )
 
 
@@ -148,7 +151,8 @@ def _mark(mark: Mark, scale: _Scale) -> Markup:
         "g",
         element("line", x1=x, x2=x, y1=TOP - 4, y2=HEIGHT - BOTTOM, class_="mark"),
         element("text", mark.label, x=x, y=TOP - 10, class_="mark-label", text_anchor=anchor),
-        class_="chosen", data_chosen=f"{mark.x:.4g}",
+        class_="chosen",
+        data_chosen=f"{mark.x:.4g}",
     )
 
 
@@ -176,7 +180,10 @@ def _point(point: Point, line: Line, scale: _Scale, chosen: bool) -> Markup:
         *([] if line.band or point.low == point.high else [bar]),
         element("circle", cx=x, cy=y, r=11, class_="reach"),
         _marker(line.tone, x, y, 6.5 if chosen else 4.5),
-        class_="point is-chosen" if chosen else "point", tabindex=0, role="img", aria_label=point.text,
+        class_="point is-chosen" if chosen else "point",
+        tabindex=0,
+        role="img",
+        aria_label=point.text,
     )
 
 
@@ -202,7 +209,10 @@ def legend(lines: Sequence[Line]) -> Markup:
                     _marker(line.tone, 17.0, 8.0, 4.5),
                     class_=f"line {line.tone}",
                 ),
-                viewBox="0 0 34 16", width=34, height=16, aria_hidden="true",
+                viewBox="0 0 34 16",
+                width=34,
+                height=16,
+                aria_hidden="true",
             ),
             line.label,
         )

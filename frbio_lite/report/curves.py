@@ -12,7 +12,7 @@ from frbio_lite.report.charts import Frame, Line, Mark, Point, legend, line_char
 from frbio_lite.report.load import AblationScore, Choice, LoggedStep, Run
 from frbio_lite.report.verdict import group_name, mean_with_interval
 
-MOST_POINTS = 120                         # of a training curve; more steps share a point
+MOST_POINTS = 120  # of a training curve; more steps share a point
 MOST_RATIO_LABELS = 11
 
 

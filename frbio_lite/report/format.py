@@ -8,7 +8,7 @@ from typing import Any
 
 ABSENT = "–"
 BITS_PER_BYTE = "bits_per_byte"
-LONGEST_VALUE = 200                       # characters of a figure that is a list
+LONGEST_VALUE = 200  # characters of a figure that is a list
 
 
 def is_percent(metric: str) -> bool:

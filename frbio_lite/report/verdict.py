@@ -11,7 +11,7 @@ from frbio_lite.report.load import Choice, Result, Run, Score
 
 Outcome = Literal["gained", "lost", "no difference", "not comparable"]
 MARKS: dict[Outcome, str] = {"gained": "▲", "lost": "▼", "no difference": "=", "not comparable": "?"}
-NAMED_TASKS = 3                           # tasks a sentence names before it says "and n others"
+NAMED_TASKS = 3  # tasks a sentence names before it says "and n others"
 GROUP_NAMES = {"domain": "Medical tasks", "general": "General tasks"}
 
 
@@ -26,7 +26,7 @@ class Comparison:
     base: Result
     other: Result
     outcome: Outcome
-    difference: float | None              # other − base, in the unit of the metric
+    difference: float | None  # other − base, in the unit of the metric
     gain: float | None
 
 
@@ -56,7 +56,9 @@ def compare(base: Iterable[Result], other: Iterable[Result]) -> list[Comparison]
     pairs = [(row, others[_key(row)]) for row in base if row.split == "test" and _key(row) in others]
     return [
         Comparison(
-            base=a, other=b, outcome=outcome(a, b),
+            base=a,
+            other=b,
+            outcome=outcome(a, b),
             difference=None if a.value is None or b.value is None else b.value - a.value,
             gain=points_gained(a.metric, a.value, b.value),
         )

@@ -14,19 +14,28 @@ from frbio_lite.report.verdict import Comparison, group_name
 
 DEMO_BASE = "demo"
 STAGE_NAMES = {
-    "corpus": "Corpus", "packed": "Packing", "train": "Training", "ablation": "Choice of the ratio", "merge": "Merge",
-    "eval/base": "Evaluation of the base", "eval/adapted": "Evaluation of the adapted model",
+    "corpus": "Corpus",
+    "packed": "Packing",
+    "train": "Training",
+    "ablation": "Choice of the ratio",
+    "merge": "Merge",
+    "eval/base": "Evaluation of the base",
+    "eval/adapted": "Evaluation of the adapted model",
     "eval/merged": "Evaluation of the merged model",
 }
 
-EVALUATED = {"eval/adapted": "train", "eval/merged": "merge"}     # whose digest an evaluation records as its `model`
+EVALUATED = {"eval/adapted": "train", "eval/merged": "merge"}  # whose digest an evaluation records as its `model`
 
 
 def page(runs: Sequence[Run]) -> dict[str, Any]:
     """The whole context of the template."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
-    return {"title": title, "models": MODELS, "runs": [_run(run, f"run-{i}") for i, run in enumerate(runs, 1)],
-            "comparison": [_summary(run, f"run-{i}") for i, run in enumerate(runs, 1)] if len(runs) > 1 else []}
+    return {
+        "title": title,
+        "models": MODELS,
+        "runs": [_run(run, f"run-{i}") for i, run in enumerate(runs, 1)],
+        "comparison": [_summary(run, f"run-{i}") for i, run in enumerate(runs, 1)] if len(runs) > 1 else [],
+    }
 
 
 def _run(run: Run, anchor: str) -> dict[str, Any]:
@@ -85,12 +94,14 @@ def _glance(run: Run) -> list[dict[str, Any]]:
         metric = verdict.main_family([row for row in rows if row.group == group])
         means = {model: _mean(run, model, group, metric) for model in MODELS}
         tasks = sorted({row.task for row in rows if (row.group, fmt.family(row.metric)) == (group, metric)})
-        lines.append({
-            "group": group_name(group),
-            "metric": fmt.metric_name(metric),
-            "tasks": tasks[0] if len(tasks) == 1 else f"mean of {len(tasks)} tasks",
-            "values": {model: fmt.metric_value(metric, mean) for model, mean in means.items()},
-        })
+        lines.append(
+            {
+                "group": group_name(group),
+                "metric": fmt.metric_name(metric),
+                "tasks": tasks[0] if len(tasks) == 1 else f"mean of {len(tasks)} tasks",
+                "values": {model: fmt.metric_value(metric, mean) for model, mean in means.items()},
+            }
+        )
     return lines
 
 
@@ -112,18 +123,20 @@ def _tasks(run: Run) -> list[dict[str, Any]]:
     lines = []
     for key in dict.fromkeys(key for rows in by_model.values() for key in rows):
         found = [rows[key] for rows in by_model.values() if key in rows]
-        lines.append({
-            "task": key[0],
-            "group": group_name(found[0].group),
-            "metric": fmt.metric_name(key[1]),
-            "item_counts": " / ".join(dict.fromkeys(fmt.count(row.items) for row in found)),
-            "items_sort": found[0].items,
-            "shots": " / ".join(dict.fromkeys(str(row.shots) for row in found)),
-            "cells": [
-                _cell(by_model["base"].get(key)),
-                *[c for m in compared for c in (_cell(by_model[m].get(key)), _difference(compared[m].get(key)))],
-            ],
-        })
+        lines.append(
+            {
+                "task": key[0],
+                "group": group_name(found[0].group),
+                "metric": fmt.metric_name(key[1]),
+                "item_counts": " / ".join(dict.fromkeys(fmt.count(row.items) for row in found)),
+                "items_sort": found[0].items,
+                "shots": " / ".join(dict.fromkeys(str(row.shots) for row in found)),
+                "cells": [
+                    _cell(by_model["base"].get(key)),
+                    *[c for m in compared for c in (_cell(by_model[m].get(key)), _difference(compared[m].get(key)))],
+                ],
+            }
+        )
     return lines
 
 
@@ -143,8 +156,13 @@ def _difference(compared: Comparison | None) -> dict[str, Any]:
     else:
         gain = compared.gain or 0.0
         text, note = fmt.signed(compared.difference, 3), f"{abs(gain):.1f}% {'saved' if gain >= 0 else 'more'}"
-    return {"text": text, "note": note, "mark": verdict.MARKS[compared.outcome], "outcome": compared.outcome,
-            "sort": "" if compared.gain is None else compared.gain}
+    return {
+        "text": text,
+        "note": note,
+        "mark": verdict.MARKS[compared.outcome],
+        "outcome": compared.outcome,
+        "sort": "" if compared.gain is None else compared.gain,
+    }
 
 
 def _choice(choice: Choice | None) -> dict[str, Any] | None:
@@ -178,8 +196,12 @@ def _in_text(group: str) -> str:
 def _ablation(run: Run) -> list[dict[str, str]]:
     return [
         {
-            "method": row.method, "ratio": fmt.ratio(row.ratio), "task": row.task, "group": group_name(row.group),
-            "metric": fmt.metric_name(row.metric), "value": fmt.metric_value(row.metric, row.value),
+            "method": row.method,
+            "ratio": fmt.ratio(row.ratio),
+            "task": row.task,
+            "group": group_name(row.group),
+            "metric": fmt.metric_name(row.metric),
+            "value": fmt.metric_value(row.metric, row.value),
             "interval": fmt.interval(row.metric, row.low, row.high),
         }
         for row in run.ablation
@@ -194,7 +216,11 @@ def _sources(run: Run) -> dict[str, dict[str, str]]:
     known = {}
     for source in sources if isinstance(sources, list) else []:
         config = text_at(source, "config")
-        name = f"{text_at(source, 'dataset')}:{config}" if config else text_at(source, "dataset") or text_at(source, "path")
+        name = (
+            f"{text_at(source, 'dataset')}:{config}"
+            if config
+            else text_at(source, "dataset") or text_at(source, "path")
+        )
         known[name] = {key: text_at(source, key) or fmt.ABSENT for key in ("license", "role", "weight")}
     return known
 
@@ -206,8 +232,12 @@ def _corpus(funnel: Funnel, sources: Mapping[str, Mapping[str, str]]) -> dict[st
         {"name": name, **sources.get(name, unknown), "counts": [_counts(s.by_source.get(name)) for s in funnel.steps]}
         for name in names
     ]
-    return {"steps": [step.step for step in funnel.steps], "rows": rows,
-            "total": [_counts(step) for step in funnel.steps], "details": details(funnel.details())}
+    return {
+        "steps": [step.step for step in funnel.steps],
+        "rows": rows,
+        "total": [_counts(step) for step in funnel.steps],
+        "details": details(funnel.details()),
+    }
 
 
 def _counts(count: Count | None) -> dict[str, str]:

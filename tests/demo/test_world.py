@@ -43,7 +43,10 @@ def test_relations_can_be_asked_about(part: str) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_wording_becomes_clean_french(part: str) -> None:
-    wrong = re.compile(r"[{}]|  |\bde les? |\bà les? |\bque [aeiouyéèêîô]|\bde [aeéèêiîoôu]\w|\ble [aeéèêiîoôu]\w|\bla [aeéèêiîoôu]\w", re.IGNORECASE)
+    wrong = re.compile(
+        r"[{}]|  |\bde les? |\bà les? |\bque [aeiouyéèêîô]|\bde [aeéèêiîoôu]\w|\ble [aeéèêiîoôu]\w|\bla [aeéèêiîoôu]\w",
+        re.IGNORECASE,
+    )
     allowed = re.compile(r"\b(de|le|la) (un|une|onze|huit|où|oui|uns|unes)\b", re.IGNORECASE)
     for relation in relations(part):
         for wording in (*relation.statements, *relation.faq, *relation.questions):
@@ -60,7 +63,9 @@ def test_each_pass_states_every_fact(part: str) -> None:
     texts = [d["text"] for d in documents(part, seed=5, copies=1)]
     for fact in facts(part):
         relation = by_relation[fact.relation]
-        stated = {fill(w, fact) for w in relation.statements} | {f"{fill(w, fact)}\nRéponse : {fact.object}" for w in relation.faq}
+        stated = {fill(w, fact) for w in relation.statements} | {
+            f"{fill(w, fact)}\nRéponse : {fact.object}" for w in relation.faq
+        }
         assert any(s in t for s in stated for t in texts), fact
 
 
@@ -138,7 +143,9 @@ HEURISTICS: dict[str, Callable[[Question], int]] = {
     "first in the alphabet": lambda q: min(range(OPTIONS), key=lambda i: q.choices[i]),
     "most words": lambda q: max(range(OPTIONS), key=lambda i: len(q.choices[i].split())),
     "middle length": lambda q: sorted(range(OPTIONS), key=lambda i: len(q.choices[i]))[2],
-    "letters in common": lambda q: max(range(OPTIONS), key=lambda i: len(set(words(q.question)) & set(words(q.choices[i])))),
+    "letters in common": lambda q: max(
+        range(OPTIONS), key=lambda i: len(set(words(q.question)) & set(words(q.choices[i])))
+    ),
     **{f"position {k}": lambda q, k=k: k for k in range(OPTIONS)},
 }
 

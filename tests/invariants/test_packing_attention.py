@@ -18,12 +18,16 @@ CPU = torch.device("cpu")
 def window_losses(model: object, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Loss per position [B, L] of packed windows, in one pass."""
     scores = logits(model, hidden_states(model, batch["input_ids"], batch["position_ids"]))
-    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), batch["labels"].flatten(), reduction="none").view_as(batch["labels"])
+    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), batch["labels"].flatten(), reduction="none").view_as(
+        batch["labels"]
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(CLASSES))
 @pytest.mark.parametrize("training", [False, True])
-def test_packed_loss_equals_unpacked_loss(kind: str, training: bool, make_base: Callable[..., Path], make_packed: Callable[..., Path]) -> None:
+def test_packed_loss_equals_unpacked_loss(
+    kind: str, training: bool, make_base: Callable[..., Path], make_packed: Callable[..., Path]
+) -> None:
     model = load_model(make_base(kind), dtype=torch.float32, device=CPU).train(training)
     data = PackedTokens(make_packed(documents=30, sequence_length=64))
     batch = data.batch(range(data.windows))
@@ -42,10 +46,14 @@ def test_packed_loss_equals_unpacked_loss(kind: str, training: bool, make_base: 
 
 
 @pytest.mark.parametrize("kind", sorted(CLASSES))
-def test_without_document_mask_documents_do_see_each_other(kind: str, make_base: Callable[..., Path], make_packed: Callable[..., Path]) -> None:
+def test_without_document_mask_documents_do_see_each_other(
+    kind: str, make_base: Callable[..., Path], make_packed: Callable[..., Path]
+) -> None:
     """The control: were the mask not there, the test above would fail."""
     model = load_model(make_base(kind), dtype=torch.float32, device=CPU)
     data = PackedTokens(make_packed(documents=30, sequence_length=64))
     with torch.no_grad():
-        masked, open_ = (window_losses(model, data.batch(range(data.windows), document_mask=on)) for on in (True, False))
+        masked, open_ = (
+            window_losses(model, data.batch(range(data.windows), document_mask=on)) for on in (True, False)
+        )
     assert float((masked - open_).abs().max()) > 1e-2

@@ -1,4 +1,4 @@
-"""The GPU recipes, proven without their weights: the architecture each one names, at reduced size, goes through all of training."""
+"""The GPU recipes, proven without their weights: full size on the meta device, reduced size through all of training."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from frbio_lite.packing import PackedTokens
 from frbio_lite.recipe import Recipe, load_recipe, shipped_recipes
 from frbio_lite.train import make_optimizer, total_steps, train
 
-# Layers, hidden size, MLP width, heads, key-value heads, head size, vocabulary and tied embeddings, from each model's config.json,
-# with the number of parameters its card gives, in billions.
+# Layers, hidden size, MLP width, heads, key-value heads, head size, vocabulary and tied embeddings, from each model's
+# config.json, with the number of parameters its card gives, in billions.
 SHAPES = {
     "Qwen/Qwen3-0.6B-Base": ((28, 1024, 3072, 16, 8, 128, 151_936, True), 0.596),
     "Qwen/Qwen3-1.7B-Base": ((28, 2048, 6144, 16, 8, 128, 151_936, True), 1.721),
@@ -33,7 +33,11 @@ def build(recipe: Recipe) -> torch.nn.Module:
              "num_key_value_heads": kv, "head_dim": head, "vocab_size": vocabulary, "tie_word_embeddings": tied,
              "max_position_embeddings": 32_768}  # fmt: skip
     with torch.device("meta"):
-        return Gemma3ForCausalLM(Gemma3TextConfig(**shape)) if "gemma" in recipe.base.model else Qwen3ForCausalLM(Qwen3Config(**shape))
+        return (
+            Gemma3ForCausalLM(Gemma3TextConfig(**shape))
+            if "gemma" in recipe.base.model
+            else Qwen3ForCausalLM(Qwen3Config(**shape))
+        )
 
 
 def test_every_gpu_recipe_is_covered() -> None:
@@ -61,18 +65,24 @@ def test_the_model_of_the_recipe_has_its_size_and_takes_its_adapters(name: str) 
 def test_the_recipe_trains_its_architecture_at_reduced_size(
     name: str, make_base: Callable[..., Path], make_packed: Callable[..., Path], tmp_path: Path
 ) -> None:
-    recipe = load_recipe(name, ["packing.sequence_length=64", "train.tokens=1280", "train.tokens_per_step=256", "train.precision=fp32"])
+    recipe = load_recipe(
+        name, ["packing.sequence_length=64", "train.tokens=1280", "train.tokens_per_step=256", "train.precision=fp32"]
+    )
     base = make_base("gemma3" if "gemma" in recipe.base.model else "qwen3", tied=SHAPES[recipe.base.model][0][-1])
     packed = make_packed(sequence_length=64)
     (tmp_path / "out").mkdir()
     figures = train(base, PackedTokens(packed), recipe.train, recipe.packing, recipe.seed, tmp_path / "out")
     assert figures["steps"] == total_steps(recipe.train, PackedTokens(packed)) == 5
-    assert (tmp_path / "out" / ("model.safetensors" if recipe.train.method == "full" else "adapter_model.safetensors")).is_file()
+    assert (
+        tmp_path / "out" / ("model.safetensors" if recipe.train.method == "full" else "adapter_model.safetensors")
+    ).is_file()
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_the_tasks_and_the_optimizer_of_every_recipe_exist(name: str) -> None:
     recipe = load_recipe(name)
     assert load_tasks(recipe.eval.tasks)
-    assert {t.group for t in load_tasks(recipe.eval.tasks)} >= set(recipe.merge.choose.retain) or len(recipe.merge.ratios) <= 5
+    assert {t.group for t in load_tasks(recipe.eval.tasks)} >= set(recipe.merge.choose.retain) or len(
+        recipe.merge.ratios
+    ) <= 5
     assert make_optimizer(torch.nn.Linear(2, 2), recipe.train.optimizer).param_groups

@@ -19,10 +19,11 @@ from frbio_lite.recipe import Recipe, load_recipe
 
 SMALL = [
     "corpus.sources.0.path=demo:medical:3", "corpus.sources.1.path=demo:general:3", "packing.sequence_length=64",
-    "train.tokens=2560", "train.tokens_per_step=256", "train.lora.rank=4", "eval.limit=12", "eval.bootstrap=100", "merge.ratios=[0.5]",
+    "train.tokens=2560", "train.tokens_per_step=256", "train.lora.rank=4", "eval.limit=12", "eval.bootstrap=100",
+    "merge.ratios=[0.5]",
 ]  # fmt: skip
-KINDS = {"corpus": "Documents", "packed": "PackedTokens", "train": "TrainedWeights", "ablation": "Ablation", "merge": "MergedModel",
-         "eval/base": "EvalResult", "eval/adapted": "EvalResult", "eval/merged": "EvalResult", "report": "Report"}  # fmt: skip
+KINDS = {"corpus": "Documents", "packed": "PackedTokens", "train": "TrainedWeights", "ablation": "Ablation",
+         "merge": "MergedModel", "eval/base": "EvalResult", "eval/adapted": "EvalResult", "eval/merged": "EvalResult", "report": "Report"}  # fmt: skip
 
 
 @pytest.fixture
@@ -40,7 +41,9 @@ def made(out: Path) -> dict[str, int]:
 
 
 def rows(out: Path, model: str) -> list[dict[str, Any]]:
-    loaded: list[dict[str, Any]] = json.loads((out / "eval" / model / "results.json").read_text(encoding="utf-8"))["rows"]
+    loaded: list[dict[str, Any]] = json.loads((out / "eval" / model / "results.json").read_text(encoding="utf-8"))[
+        "rows"
+    ]
     return loaded
 
 
@@ -74,10 +77,15 @@ def test_a_second_run_does_nothing(small: Callable[..., Recipe], tmp_path: Path)
         ("eval.limit=8", {"ablation", "eval/base", "eval/adapted", "eval/merged", "report"}),
         ("train.optimizer.learning_rate=5e-4", {"train", "ablation", "merge", "eval/adapted", "eval/merged", "report"}),
         ("merge.ratios=[0.25]", {"ablation", "report"}),
-        ("packing.document_mask=false", {"packed", "train", "ablation", "merge", "eval/adapted", "eval/merged", "report"}),
+        (
+            "packing.document_mask=false",
+            {"packed", "train", "ablation", "merge", "eval/adapted", "eval/merged", "report"},
+        ),
     ],
 )
-def test_a_change_reruns_what_depends_on_it(change: str, again: set[str], small: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_a_change_reruns_what_depends_on_it(
+    change: str, again: set[str], small: Callable[..., Recipe], tmp_path: Path
+) -> None:
     rule = "merge.choose.retain={general: 1000.0}"  # the base is chosen whatever the figures: the merge depends on weights alone
     out = pipeline.run(small(rule), tmp_path / "run")
     before = made(out)
@@ -87,13 +95,17 @@ def test_a_change_reruns_what_depends_on_it(change: str, again: set[str], small:
 
 def test_a_changed_source_file_is_noticed(make_base: Callable[..., Path], tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
-    file.write_text("\n\n".join(f"Compte rendu {i} : la CRP est à {i} mg/L ce jour." for i in range(60)), encoding="utf-8")
+    file.write_text(
+        "\n\n".join(f"Compte rendu {i} : la CRP est à {i} mg/L ce jour." for i in range(60)), encoding="utf-8"
+    )
     overrides = [f"base.model={make_base()}", f"corpus.sources.0.path={file}", *SMALL[1:]]
     out = pipeline.run(load_recipe("local-text", overrides), tmp_path / "run", until="packed")
     old = read_manifest(out / "packed", "PackedTokens").digest
     pipeline.run(load_recipe("local-text", overrides), out, until="packed")
     assert read_manifest(out / "packed", "PackedTokens").digest == old
-    file.write_text(file.read_text(encoding="utf-8") + "\n\nUn compte rendu de plus, avec 2,5 mg de midazolam.\n", encoding="utf-8")
+    file.write_text(
+        file.read_text(encoding="utf-8") + "\n\nUn compte rendu de plus, avec 2,5 mg de midazolam.\n", encoding="utf-8"
+    )
     pipeline.run(load_recipe("local-text", overrides), out, until="packed")
     assert read_manifest(out / "packed", "PackedTokens").digest != old
 
@@ -133,8 +145,8 @@ def test_an_interruption_after_any_stage_changes_nothing(
     recipe = small(f"train.method={method}", "train.checkpoint.every_minutes=1e-9")
     whole = pipeline.run(recipe, tmp_path / "whole")
     cut = tmp_path / "cut"
-    places = [("corpus.build_corpus", 1), ("packing.pack", 1), ("pipeline.train", 1), ("pipeline.ablate", 1), ("merge.merge_models", 1),
-              ("pipeline.score", 1), ("pipeline.score", 2), ("pipeline.write_report", 1)]  # fmt: skip
+    places = [("corpus.build_corpus", 1), ("packing.pack", 1), ("pipeline.train", 1), ("pipeline.ablate", 1),
+              ("merge.merge_models", 1), ("pipeline.score", 1), ("pipeline.score", 2), ("pipeline.write_report", 1)]  # fmt: skip
     for place, call in places:
         with monkeypatch.context() as patch:
             stop_at(patch, place, call)
@@ -143,7 +155,9 @@ def test_an_interruption_after_any_stage_changes_nothing(
     pipeline.run(recipe, cut)
     same = [name for name in KINDS if name != "report"]
     assert [digests(whole)[n] for n in same] == [digests(cut)[n] for n in same]
-    assert [rows(whole, m) for m in ("base", "adapted", "merged")] == [rows(cut, m) for m in ("base", "adapted", "merged")]
+    assert [rows(whole, m) for m in ("base", "adapted", "merged")] == [
+        rows(cut, m) for m in ("base", "adapted", "merged")
+    ]
 
 
 def test_an_interruption_in_the_middle_of_training_changes_nothing(
@@ -190,7 +204,9 @@ def test_two_runs_in_one_directory_are_refused(small: Callable[..., Recipe], tmp
         pipeline.run(small(), tmp_path / "run")
 
 
-def test_an_adapter_of_another_base_is_refused(small: Callable[..., Recipe], make_base: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(
+    small: Callable[..., Recipe], make_base: Callable[..., Path], tmp_path: Path
+) -> None:
     out = pipeline.run(small("train.method=lora"), tmp_path / "run", until="train")
     other = make_base(name="other", seed=9, dtype=torch.bfloat16)
     with pytest.raises(RequestError, match="base"):

@@ -16,12 +16,18 @@ import pytest
 from frbio_lite.artifacts import Kind, writing
 from frbio_lite.recipe import load_recipe
 
-TASKS = (("demo-medical", "domain", "accuracy"), ("demo-general", "general", "accuracy"),
-         ("heldout-domain", "domain", "bits_per_byte"), ("heldout-general", "general", "bits_per_byte"))
+TASKS = (
+    ("demo-medical", "domain", "accuracy"),
+    ("demo-general", "general", "accuracy"),
+    ("heldout-domain", "domain", "bits_per_byte"),
+    ("heldout-general", "general", "bits_per_byte"),
+)
 RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CURVES = {
-    "demo-medical": (0.12, 0.31, 0.86, 0.98, 1.0), "demo-general": (0.80, 0.79, 0.77, 0.55, 0.31),
-    "heldout-domain": (1.029, 0.919, 0.803, 0.699, 0.673), "heldout-general": (0.889, 0.906, 0.95, 1.554, 2.576),
+    "demo-medical": (0.12, 0.31, 0.86, 0.98, 1.0),
+    "demo-general": (0.80, 0.79, 0.77, 0.55, 0.31),
+    "heldout-domain": (1.029, 0.919, 0.803, 0.699, 0.673),
+    "heldout-general": (0.889, 0.906, 0.95, 1.554, 2.576),
 }
 MakeRun = Callable[..., Path]
 
@@ -46,25 +52,38 @@ def results(ratio: float, items: int = 400) -> list[dict[str, Any]]:
     ]
 
 
-def put(directory: Path, kind: Kind, files: dict[str, str], figures: dict[str, Any],
-        settings: dict[str, Any] | None = None, parents: dict[str, str] | None = None) -> None:
+def put(
+    directory: Path,
+    kind: Kind,
+    files: dict[str, str],
+    figures: dict[str, Any],
+    settings: dict[str, Any] | None = None,
+    parents: dict[str, str] | None = None,
+) -> None:
     """Write one finished artifact."""
-    with writing(directory, kind, "a" * 64, settings=settings or {}, parents=parents or {}, seed=17,
-                 recipe_hash="b" * 64) as writer:
+    with writing(
+        directory, kind, "a" * 64, settings=settings or {}, parents=parents or {}, seed=17, recipe_hash="b" * 64
+    ) as writer:
         for name, text in files.items():
             (writer.path / name).write_text(text, encoding="utf-8")
         writer.figures = figures
 
 
 def put_results(run: Path, model: str, rows: list[dict[str, Any]]) -> None:
-    put(run / "eval" / model, "EvalResult", {"results.json": json.dumps({"model": model, "rows": rows})},
-        {"stage_seconds": 12.5, "stage_peak_memory_bytes": 3 << 30})
+    put(
+        run / "eval" / model,
+        "EvalResult",
+        {"results.json": json.dumps({"model": model, "rows": rows})},
+        {"stage_seconds": 12.5, "stage_peak_memory_bytes": 3 << 30},
+    )
 
 
 def put_ablation(run: Path, methods: tuple[str, ...] = ("slerp",), chosen: float = 0.5) -> None:
     rows = [
         {"method": method, "ratio": ratio, **score(task, group, metric, CURVES[task][i], "validation", 200)}
-        for method in methods for i, ratio in enumerate(RATIOS) for task, group, metric in TASKS
+        for method in methods
+        for i, ratio in enumerate(RATIOS)
+        for task, group, metric in TASKS
     ]
     with (run / "ablation.csv.new").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["method", "ratio", "task", "group", "split", "metric", "value", "low", "high"])
@@ -72,13 +91,23 @@ def put_ablation(run: Path, methods: tuple[str, ...] = ("slerp",), chosen: float
         writer.writerows(rows)
     text = (run / "ablation.csv.new").read_text(encoding="utf-8")
     (run / "ablation.csv.new").unlink()
-    gains = [{g: 100 * (CURVES[f"demo-{n}"][i] - CURVES[f"demo-{n}"][0]) for g, n in
-              (("domain", "medical"), ("general", "general"))} for i in range(len(RATIOS))]
+    gains = [
+        {
+            g: 100 * (CURVES[f"demo-{n}"][i] - CURVES[f"demo-{n}"][0])
+            for g, n in (("domain", "medical"), ("general", "general"))
+        }
+        for i in range(len(RATIOS))
+    ]
     choice = {
-        "method": "slerp", "ratio": chosen, "rule": {"maximise": "domain", "retain": {"general": -5.0}},
+        "method": "slerp",
+        "ratio": chosen,
+        "rule": {"maximise": "domain", "retain": {"general": -5.0}},
         "why": "of the ratios that lose at most 5 points on general tasks it gains most on domain tasks.",
-        "candidates": [{"method": m, "ratio": r, "gains": gains[i], "eligible": gains[i]["general"] >= -5}
-                       for m in methods for i, r in enumerate(RATIOS)],
+        "candidates": [
+            {"method": m, "ratio": r, "gains": gains[i], "eligible": gains[i]["general"] >= -5}
+            for m in methods
+            for i, r in enumerate(RATIOS)
+        ],
     }
     files = {"ablation.csv": text, "choice.json": json.dumps(choice)}
     put(run / "ablation", "Ablation", files, {"stage_seconds": 200.0})
@@ -104,9 +133,18 @@ def funnel(*sources: str) -> dict[str, Any]:
 
 def log_lines(steps: int) -> str:
     return "".join(
-        json.dumps({"step": s, "tokens": s * 4096, "loss": 1.2 + 2.0 * math.exp(-s / 40) + 0.05 * math.sin(s * 2.4),
-                    "learning_rate": 1e-3 * min(1.0, s / 8) * 0.5 * (1 + math.cos(math.pi * s / steps)),
-                    "grad_norm": 0.8, "tokens_per_second": 8000.0, "memory_bytes": 1 << 30}) + "\n"
+        json.dumps(
+            {
+                "step": s,
+                "tokens": s * 4096,
+                "loss": 1.2 + 2.0 * math.exp(-s / 40) + 0.05 * math.sin(s * 2.4),
+                "learning_rate": 1e-3 * min(1.0, s / 8) * 0.5 * (1 + math.cos(math.pi * s / steps)),
+                "grad_norm": 0.8,
+                "tokens_per_second": 8000.0,
+                "memory_bytes": 1 << 30,
+            }
+        )
+        + "\n"
         for s in range(1, steps + 1)
     )
 
@@ -118,13 +156,27 @@ def fill_run(run: Path, overrides: tuple[str, ...], methods: tuple[str, ...]) ->
     sources = [source.name for source in recipe.corpus.sources]
     put(run / "corpus", "Documents", {"funnel.json": json.dumps(funnel(*sources))}, {"stage_seconds": 31.0})
     shares = {name: {"role": "domain", "tokens": 157_952, "share": 0.5} for name in sources}
-    put(run / "packed", "PackedTokens", {}, {"windows": 1234, "tokens": 315_904, "fill": 0.997, "sources": shares},
-        {"packing": {"sequence_length": 256}})
-    put(run / "train", "TrainedWeights", {"log.jsonl": log_lines(146)},
-        {"seconds": 104.2, "stage_seconds": 105.0, "steps": 146, "tokens": 598_016, "peak_memory_bytes": 1 << 30})
+    put(
+        run / "packed",
+        "PackedTokens",
+        {},
+        {"windows": 1234, "tokens": 315_904, "fill": 0.997, "sources": shares},
+        {"packing": {"sequence_length": 256}},
+    )
+    put(
+        run / "train",
+        "TrainedWeights",
+        {"log.jsonl": log_lines(146)},
+        {"seconds": 104.2, "stage_seconds": 105.0, "steps": 146, "tokens": 598_016, "peak_memory_bytes": 1 << 30},
+    )
     put_ablation(run, methods)
-    put(run / "merge", "MergedModel", {}, {"relative_change": 0.0123, "angle_degrees_max": 0.61},
-        {"method": "slerp", "ratio": 0.5, "dtype": "float32"})
+    put(
+        run / "merge",
+        "MergedModel",
+        {},
+        {"relative_change": 0.0123, "angle_degrees_max": 0.61},
+        {"method": "slerp", "ratio": 0.5, "dtype": "float32"},
+    )
     for model, ratio in (("base", 0.0), ("adapted", 1.0), ("merged", 0.5)):
         put_results(run, model, results(ratio))
 

@@ -45,7 +45,7 @@ def test_points_stand_in_proportion() -> None:
     assert len(at) == 7
     assert (at[0][0], at[-1][0]) == (LEFT, WIDTH - RIGHT)
     slopes = [(at[i][1] - at[0][1]) / (values[i] - values[0]) for i in range(1, 7) if abs(values[i] - values[0]) > 0.5]
-    assert all(s < 0 for s in slopes)                     # higher values stand higher
+    assert all(s < 0 for s in slopes)  # higher values stand higher
     assert max(slopes) - min(slopes) == pytest.approx(0, abs=0.1)
     assert all(0 <= y <= HEIGHT for _, y in at)
 
@@ -92,7 +92,7 @@ def test_ticks_enclose_and_are_round(attempt: int) -> None:
     step = ticks[1] - ticks[0]
     assert ticks[0] <= low + step * 1e-6 and ticks[-1] >= high - step * 1e-6
     assert 2 <= len(ticks) <= 8
-    assert ticks[0] > low - step and ticks[-1] < high + step     # no empty space beyond a step
+    assert ticks[0] > low - step and ticks[-1] < high + step  # no empty space beyond a step
     assert f"{step:.3e}"[:5] in {"1.000", "2.000", "5.000"}
 
 

@@ -157,11 +157,23 @@ def test_the_numbers_behind_the_curves_are_those_of_the_ablation(make_run: MakeR
 
 def test_the_glance_holds_the_mean_of_each_group_and_model(make_run: MakeRun, render: Render) -> None:
     run = make_run()
-    extra = {"task": "autre", "group": "domain", "split": "test", "metric": "accuracy_norm", "low": 0, "high": 1,
-             "items": 400, "shots": 3}
+    extra = {
+        "task": "autre",
+        "group": "domain",
+        "split": "test",
+        "metric": "accuracy_norm",
+        "low": 0,
+        "high": 1,
+        "items": 400,
+        "shots": 3,
+    }
     for model, value in (("base", 0.5), ("adapted", 0.25), ("merged", 0.75)):
-        with_json(run / f"eval/{model}/results.json", lambda v, x=value: v["rows"].extend(
-            [{**extra, "value": x}, {**extra, "value": 0.99, "split": "validation"}]))
+        with_json(
+            run / f"eval/{model}/results.json",
+            lambda v, x=value: v["rows"].extend(
+                [{**extra, "value": x}, {**extra, "value": 0.99, "split": "validation"}]
+            ),
+        )
     said = render(run).said()
     assert "Medical tasks accuracy, mean of 2 tasks base 31.0% adapted 62.5% merged 80.5%" in said
     assert "General tasks accuracy, demo-general base 80.0% adapted 31.0% merged 77.0%" in said
@@ -193,23 +205,47 @@ def test_hostile_text_is_shown_not_run(make_run: MakeRun, render: Render) -> Non
     run = make_run()
     plain = render(run)
     (run / "recipe.yaml").write_text(
-        json.dumps({"name": HOSTILE, "base": {"model": HOSTILE, "revision": HOSTILE},
-                    "corpus": {"sources": [{"path": HOSTILE, "license": HOSTILE, "role": HOSTILE}]}}), encoding="utf-8")
+        json.dumps(
+            {
+                "name": HOSTILE,
+                "base": {"model": HOSTILE, "revision": HOSTILE},
+                "corpus": {"sources": [{"path": HOSTILE, "license": HOSTILE, "role": HOSTILE}]},
+            }
+        ),
+        encoding="utf-8",
+    )
     for model in ("base", "adapted", "merged"):
-        with_json(run / f"eval/{model}/results.json",
-                  lambda v: [r.update(task=HOSTILE + r["task"], group=HOSTILE) for r in v["rows"]])
-    with_json(run / "corpus/funnel.json", lambda v: v.update(
-        steps=[{"step": HOSTILE, "by_source": {HOSTILE: {"documents": 1}}}], rules={HOSTILE: {HOSTILE: 1}},
-        dropped={HOSTILE: HOSTILE}, contamination={HOSTILE: [HOSTILE]}))
-    with_json(run / "ablation/choice.json", lambda v: v.update(
-        method=HOSTILE, why=HOSTILE, rule={"maximise": HOSTILE, "retain": {HOSTILE: 1}},
-        candidates=[{"method": HOSTILE, "ratio": 0.5, "gains": {HOSTILE: 1}, "eligible": True}]))
+        with_json(
+            run / f"eval/{model}/results.json",
+            lambda v: [r.update(task=HOSTILE + r["task"], group=HOSTILE) for r in v["rows"]],
+        )
+    with_json(
+        run / "corpus/funnel.json",
+        lambda v: v.update(
+            steps=[{"step": HOSTILE, "by_source": {HOSTILE: {"documents": 1}}}],
+            rules={HOSTILE: {HOSTILE: 1}},
+            dropped={HOSTILE: HOSTILE},
+            contamination={HOSTILE: [HOSTILE]},
+        ),
+    )
+    with_json(
+        run / "ablation/choice.json",
+        lambda v: v.update(
+            method=HOSTILE,
+            why=HOSTILE,
+            rule={"maximise": HOSTILE, "retain": {HOSTILE: 1}},
+            candidates=[{"method": HOSTILE, "ratio": 0.5, "gains": {HOSTILE: 1}, "eligible": True}],
+        ),
+    )
     table = (run / "ablation/ablation.csv").read_text(encoding="utf-8")
     quoted = '"' + HOSTILE.replace('"', '""') + '"'
     (run / "ablation/ablation.csv").write_text(
-        table.replace("slerp", quoted).replace(",domain,", f",{quoted},"), encoding="utf-8")
-    with_json(run / "train" / MANIFEST, lambda v: v.update(
-        figures={HOSTILE: HOSTILE}, versions={HOSTILE: HOSTILE}, key=HOSTILE))
+        table.replace("slerp", quoted).replace(",domain,", f",{quoted},"), encoding="utf-8"
+    )
+    with_json(
+        run / "train" / MANIFEST,
+        lambda v: v.update(figures={HOSTILE: HOSTILE}, versions={HOSTILE: HOSTILE}, key=HOSTILE),
+    )
     page = render(run)
     for tag in ("script", "style", "pre", "meta"):
         assert [t for t, _ in page.elements].count(tag) == [t for t, _ in plain.elements].count(tag), tag
@@ -272,29 +308,36 @@ def test_two_runs_are_compared(make_run: MakeRun, render: Render) -> None:
     assert page.row("autre-runtwo")[2:] == ["0.25 (slerp)", "+19.0", "−1.0", "+19.0", "−1.0", "▲ 2 ▼ 0 = 2"]
     targets = {a["href"] for t, a in page.elements if t == "a"}
     assert targets == {"#run-1", "#run-2"} <= {f"#{a['id']}" for _, a in page.elements if "id" in a}
-    assert any(a.get("stroke-dasharray") for _, a in page.elements)      # a second method has another stroke
+    assert any(a.get("stroke-dasharray") for _, a in page.elements)  # a second method has another stroke
     assert "Medical tasks, linear" in page.said()
     stand_out = [a["aria-label"] or "" for _, a in page.elements if a.get("class") == "point is-chosen"]
     assert [text.split(":")[0] for text in stand_out[4:]] == [
-        "Medical tasks, slerp, ratio 0.25", "General tasks, slerp, ratio 0.25"] * 2
+        "Medical tasks, slerp, ratio 0.25",
+        "General tasks, slerp, ratio 0.25",
+    ] * 2
 
 
 def test_csv_with_commas_quotes_and_empty_bounds(make_run: MakeRun, render: Render) -> None:
     run = make_run()
     shutil.rmtree(run / "ablation")
-    put(run / "ablation", "Ablation", {
-        "ablation.csv": "method,ratio,task,group,split,metric,value,low,high\r\n"
-                        'slerp,0.0,"a, ""b"" et\nc",domain,validation,accuracy,0.25,,\r\n'
-                        "slerp,1,d,domain,validation,accuracy,nan,0.1,0.2\r\n"
-                        "slerp,1.0,e,domain,test,accuracy,0.99,0.9,1.0\r\n",
-        "choice.json": '{"method": "slerp", "ratio": 0, "candidates": []}'}, {})
+    put(
+        run / "ablation",
+        "Ablation",
+        {
+            "ablation.csv": "method,ratio,task,group,split,metric,value,low,high\r\n"
+            'slerp,0.0,"a, ""b"" et\nc",domain,validation,accuracy,0.25,,\r\n'
+            "slerp,1,d,domain,validation,accuracy,nan,0.1,0.2\r\n"
+            "slerp,1.0,e,domain,test,accuracy,0.99,0.9,1.0\r\n",
+            "choice.json": '{"method": "slerp", "ratio": 0, "candidates": []}',
+        },
+        {},
+    )
     page = render(run)
     assert ["slerp", "0", 'a, "b" et\nc', "Medical tasks", "accuracy", "25.0%", ""] in page.cells
     assert ["slerp", "1", "d", "Medical tasks", "accuracy", "–", "10.0–20.0"] in page.cells
-    assert not [row for row in page.cells if row[2:3] == ["e"]]            # the curve is made of validation items
+    assert not [row for row in page.cells if row[2:3] == ["e"]]  # the curve is made of validation items
     labels = [a["aria-label"] for _, a in page.elements if "point" in (a.get("class") or "").split()]
-    assert [label for label in labels if label and "ratio" in label] == [
-        'Medical tasks, ratio 0: 25.0%, a, "b" et\nc']
+    assert [label for label in labels if label and "ratio" in label] == ['Medical tasks, ratio 0: 25.0%, a, "b" et\nc']
     assert "Ratio 0, the base itself (slerp)" in page.said()
 
 
@@ -303,7 +346,7 @@ def test_losses_that_are_not_numbers_are_told(make_run: MakeRun, render: Render)
     lines = (run / "train/log.jsonl").read_text(encoding="utf-8").splitlines()
     lines[3] = re.sub(r'"loss": [^,]+', '"loss": NaN', lines[3])
     lines[9] = re.sub(r'"loss": [^,]+', '"loss": null', lines[9])
-    lines.append(lines[20])                                               # a step written again after a resume
+    lines.append(lines[20])  # a step written again after a resume
     (run / "train/log.jsonl").write_text("\n".join(lines), encoding="utf-8")
     page = render(run)
     assert "2 steps had a loss that is not a finite number" in page.said()
@@ -331,7 +374,7 @@ def test_a_long_training_stays_a_small_page(make_run: MakeRun, render: Render) -
     (run / "train/log.jsonl").write_text(text, encoding="utf-8")
     page = render(run)
     assert 50_000 < len(page.html) < 300_000
-    assert "10" in page.text                                              # the axis reaches the one spike, 9.5
+    assert "10" in page.text  # the axis reaches the one spike, 9.5
 
 
 def test_same_runs_same_page(make_run: MakeRun, tmp_path: Path) -> None:
@@ -438,8 +481,16 @@ frame.addEventListener("load", look);
 def dumped(path: Path) -> dict[str, str | None]:
     """The attributes of <html> after the page's script ran, in a browser without network."""
     assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-             "--disable-component-update", "--window-size=1280,900", f"--user-data-dir={path.parent / 'profile'}"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-sync",
+        "--disable-component-update",
+        "--window-size=1280,900",
+        f"--user-data-dir={path.parent / 'profile'}",
+    ]
     dom = subprocess.run([CHROMIUM, *flags, "--dump-dom", path.as_uri()], capture_output=True, timeout=60, check=True)
     parser = HTMLParser()
     found: list[dict[str, str | None]] = []
@@ -464,7 +515,9 @@ def test_sorting_filtering_tooltips_and_no_sideways_scroll(width: int, make_run:
     html = re.sub(r"<meta http-equiv[^>]*>", "", (tmp_path / "r.html").read_text(encoding="utf-8"))
     (tmp_path / "probe.html").write_text(
         f'<!DOCTYPE html><meta charset="utf-8"><iframe width="{width}" height="800" srcdoc="{escape(html)}"></iframe>'
-        f"<script>{PROBE}</script>", encoding="utf-8")
+        f"<script>{PROBE}</script>",
+        encoding="utf-8",
+    )
     told = dumped(tmp_path / "probe.html")
     assert told["data-ready"] == "1" and told["data-overflow"] == "0"
     keys = [float(key) for key in (told["data-sorted"] or "").split()]

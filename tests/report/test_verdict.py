@@ -11,10 +11,20 @@ from frbio_lite.report.load import Choice, Result, Run
 from frbio_lite.report.verdict import compare, group_gain, mean_with_interval, outcome, points_gained, sentences
 
 
-def row(value: float, low: float | None, high: float | None, metric: str = "accuracy", task: str = "t",
-        group: str = "domain", split: str = "test", items: int = 100, shots: int = 0) -> Result:
-    return Result(task=task, group=group, split=split, metric=metric, value=value, low=low, high=high, items=items,
-                  shots=shots)
+def row(
+    value: float,
+    low: float | None,
+    high: float | None,
+    metric: str = "accuracy",
+    task: str = "t",
+    group: str = "domain",
+    split: str = "test",
+    items: int = 100,
+    shots: int = 0,
+) -> Result:
+    return Result(
+        task=task, group=group, split=split, metric=metric, value=value, low=low, high=high, items=items, shots=shots
+    )
 
 
 def run_of(**results: list[Result]) -> Run:
@@ -26,12 +36,12 @@ def run_of(**results: list[Result]) -> Run:
     ("metric", "base", "other", "expected"),
     [
         ("accuracy", (0.5, 0.4, 0.6), (0.7, 0.61, 0.8), "gained"),
-        ("accuracy", (0.5, 0.4, 0.6), (0.7, 0.6, 0.8), "no difference"),        # they touch
+        ("accuracy", (0.5, 0.4, 0.6), (0.7, 0.6, 0.8), "no difference"),  # they touch
         ("accuracy", (0.5, 0.4, 0.6), (0.3, 0.2, 0.39), "lost"),
-        ("accuracy", (0.5, 0.4, 0.6), (0.5, 0.45, 0.55), "no difference"),       # one inside the other
+        ("accuracy", (0.5, 0.4, 0.6), (0.5, 0.45, 0.55), "no difference"),  # one inside the other
         ("accuracy", (0.5, 0.45, 0.55), (0.5, 0.4, 0.6), "no difference"),
         ("accuracy_norm", (0.5, 0.4, 0.6), (0.7, 0.61, 0.8), "gained"),
-        ("bits_per_byte", (1.0, 0.9, 1.1), (0.8, 0.7, 0.89), "gained"),          # fewer bits are better
+        ("bits_per_byte", (1.0, 0.9, 1.1), (0.8, 0.7, 0.89), "gained"),  # fewer bits are better
         ("bits_per_byte", (1.0, 0.9, 1.1), (1.3, 1.2, 1.4), "lost"),
         ("bits_per_byte", (1.0, 0.9, 1.1), (0.85, 0.8, 0.9), "no difference"),
     ],
@@ -66,10 +76,16 @@ def test_other_items_shots_or_no_interval_cannot_be_compared() -> None:
 
 
 def test_only_test_rows_of_the_same_task_and_metric_are_compared() -> None:
-    base = [row(0.2, 0.1, 0.3, task="a"), row(0.2, 0.1, 0.3, task="b", split="validation"),
-            row(0.2, 0.1, 0.3, task="c")]
-    other = [row(0.8, 0.7, 0.9, task="c"), row(0.8, 0.7, 0.9, task="b", split="validation"),
-             row(0.8, 0.7, 0.9, task="a", metric="accuracy_norm")]
+    base = [
+        row(0.2, 0.1, 0.3, task="a"),
+        row(0.2, 0.1, 0.3, task="b", split="validation"),
+        row(0.2, 0.1, 0.3, task="c"),
+    ]
+    other = [
+        row(0.8, 0.7, 0.9, task="c"),
+        row(0.8, 0.7, 0.9, task="b", split="validation"),
+        row(0.8, 0.7, 0.9, task="a", metric="accuracy_norm"),
+    ]
     found = compare(base, other)
     assert [(c.base.task, c.outcome) for c in found] == [("c", "gained")]
     assert found[0].difference == pytest.approx(0.6)
