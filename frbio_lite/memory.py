@@ -49,6 +49,7 @@ def micro_batch_size(model: Model, settings: recipe.Train, sequence_length: int,
     if fitting < 1:
         raise RequestError(
             f"this GPU has {free / 2**30:.1f} GiB left beside the weights, and training needs about "
-            f"{(fixed + window) / 2**30:.1f} GiB: use a smaller model, train.method: qlora, train.activation_checkpointing: true or a shorter packing.sequence_length"
+            f"{(fixed + window) / 2**30:.1f} GiB: use a smaller model, train.method: qlora, "
+            "train.activation_checkpointing: true or a shorter packing.sequence_length"
         )
     return min(rows, fitting)

@@ -118,18 +118,19 @@ class _Stages:
     def __init__(self, recipe: Recipe, out: Path, data: Path | None) -> None:
         self.recipe, self.out, self.data = recipe, out, data
         self.digests: dict[str, str] = {}
-        self.base = locate(recipe.base.model, recipe.base.revision)
         self.tasks = evaluate.load_tasks(recipe.eval.tasks)
+
+    @cached_property
+    def base(self) -> Path:
+        return locate(self.recipe.base.model, self.recipe.base.revision)
 
     @cached_property
     def base_digest(self) -> str:
         return model.digest(self.base)
 
     def check(self, until: str) -> None:
-        """Everything that can be refused before the first hour of work."""
+        """Everything that can be refused before the first hour of work; the demo's base has its shape before it is trained."""
         recipe = self.recipe
-        model.check_positions(model.load_config(self.base), recipe.packing.sequence_length)
-        model.load_tokenizer(self.base)
         pick_dtype(recipe.train.precision, pick_device())
         self.source_digests = corpus.source_digests(recipe.corpus)
         roles = {s.role for s in recipe.corpus.sources}
@@ -141,10 +142,13 @@ class _Stages:
         missing = {recipe.merge.choose.maximise, *recipe.merge.choose.retain} - {t.group for t in self.tasks}
         if missing and until in STAGES[STAGES.index("ablation") :]:
             raise RequestError(f"merge.choose: no task of eval.tasks measures {', '.join(sorted(missing))}")
-        require_space(self.out, self._bytes_needed(), "checkpoints, trained weights and the merged model")
+        base = locate(DEMO_UNTRAINED if recipe.base.model == DEMO else recipe.base.model, recipe.base.revision)
+        model.check_positions(model.load_config(base), recipe.packing.sequence_length)
+        model.load_tokenizer(base)
+        require_space(self.out, self._bytes_needed(base), "checkpoints, trained weights and the merged model")
 
-    def _bytes_needed(self) -> int:
-        weights = sum(p.stat().st_size for p in self.base.glob("*.safetensors"))
+    def _bytes_needed(self, base: Path) -> int:
+        weights = sum(p.stat().st_size for p in base.glob("*.safetensors"))
         if self.recipe.train.method != "full":
             return 2 * weights
         return (

@@ -12,12 +12,12 @@ import glob
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frbio_lite.artifacts import canonical_hash, file_sha256
+from frbio_lite import demo
+from frbio_lite.artifacts import canonical_hash, file_sha256, tree_digest
 from frbio_lite.corpus.readers import EXTENSIONS, METADATA, Row, extension, read_file, require_column
 from frbio_lite.errors import RequestError, nearest
 from frbio_lite.recipe import Corpus, Source
@@ -69,17 +69,12 @@ def _digest(source: Source) -> str:
     path = str(source.path)
     if path.startswith(DEMO):
         _demo_part(path)
-        return canonical_hash({"demo": path, "files": _demo_files()})
+        world = tree_digest(Path(demo.__file__).parent, suffixes=(".py", ".yaml"))
+        return canonical_hash({"demo": path, "world": world})
     for _, file in source_files(path):
         if not file.stat().st_size:
             raise RequestError(f"{file} is empty: remove it or choose another `path`")
     return canonical_hash({name: file_sha256(file) for name, file in source_files(path)})
-
-
-def _demo_files() -> dict[str, str]:
-    package = Path(str(resources.files("frbio_lite.demo")))
-    found = sorted(p for p in package.rglob("*") if p.suffix in {".py", ".yaml"})
-    return {p.relative_to(package).as_posix(): file_sha256(p) for p in found}
 
 
 def source_files(path: str) -> list[tuple[str, Path]]:

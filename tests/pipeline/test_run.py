@@ -23,7 +23,8 @@ SMALL = [
     "merge.ratios=[0.5]",
 ]  # fmt: skip
 KINDS = {"corpus": "Documents", "packed": "PackedTokens", "train": "TrainedWeights", "ablation": "Ablation",
-         "merge": "MergedModel", "eval/base": "EvalResult", "eval/adapted": "EvalResult", "eval/merged": "EvalResult", "report": "Report"}  # fmt: skip
+         "merge": "MergedModel", "eval/base": "EvalResult", "eval/adapted": "EvalResult",
+         "eval/merged": "EvalResult", "report": "Report"}  # fmt: skip
 
 
 @pytest.fixture
