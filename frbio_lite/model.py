@@ -10,19 +10,21 @@ import json
 import os
 import re
 import shutil
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from frbio_lite import recipe
-from frbio_lite.artifacts import MANIFEST, tree_digest
+from frbio_lite.artifacts import canonical_hash, file_sha256
 from frbio_lite.errors import RequestError
 
 Model = Any  # a transformers causal LM, or a PeftModel around one
@@ -50,6 +52,7 @@ FETCHED = (
     "adapter_config.json",
     *TOKENIZER_FILES,
 )
+IDENTIFYING = ("config.json", "adapter_config.json", "tokenizer.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 transformers_logging.set_verbosity_error()
@@ -103,10 +106,23 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 
 def digest(directory: Path) -> str:
-    """What identifies a model's content: the commit of a Hub snapshot, else a hash of its files (weights, config, tokenizer)."""
-    if directory.parent.name == "snapshots":
-        return directory.name
-    return tree_digest(directory, skip=(MANIFEST, "log.jsonl", "README.md", ".lock"))
+    """Hash of a model's or adapter's weights, configuration and vocabulary: the same wherever it came from."""
+    files = [p for p in directory.iterdir() if p.suffix == ".safetensors" or p.name in IDENTIFYING]
+    return canonical_hash({p.name: _content(p) for p in files})
+
+
+def _content(path: Path) -> str:
+    """sha256 of a file; the Hub's cache keeps weights under theirs, so they need not be read again."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        return blob.name
+    status = blob.stat()
+    return _hashed(blob, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _hashed(path: Path, size: int, changed: int) -> str:
+    return file_sha256(path)
 
 
 def load_config(directory: Path) -> Any:
@@ -179,7 +195,7 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: torch.device, nf4
             quantization_config=quantization,
             device_map={"": device} if nf4 else None,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RequestError(
             f"{directory} does not load as a causal language model: {str(error).splitlines()[0]}"
         ) from error

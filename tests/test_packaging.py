@@ -64,6 +64,12 @@ def test_imports_point_down() -> None:
 def test_nothing_loads_pickles_or_remote_code() -> None:
     for path in (ROOT / "frbio_lite").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        for forbidden in ("trust_remote_code=True", "torch.load(", "import pickle", "UnsafeLoader", "allow_pickle=True"):
+        for forbidden in (
+            "trust_remote_code=True",
+            "torch.load(",
+            "import pickle",
+            "UnsafeLoader",
+            "allow_pickle=True",
+        ):
             assert forbidden not in text, path
         assert text.count("yaml.load(") == text.count("Loader=yaml.BaseLoader"), path
