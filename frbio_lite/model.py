@@ -16,15 +16,15 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from frbio_lite import recipe
-from frbio_lite.artifacts import canonical_hash, file_sha256
+from frbio_lite.artifacts import MANIFEST, canonical_hash, file_sha256
 from frbio_lite.errors import RequestError
 
 Model = Any  # a transformers causal LM, or a PeftModel around one
@@ -235,14 +235,36 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
         raise RequestError(f"{directory} has no readable adapter_config.json: {error}") from error
 
 
-def load_adapter(model: Model, directory: Path) -> PeftModel:
-    """Put a saved adapter on a base, frozen. Raises RequestError when it does not belong to this base."""
+def load_adapter(model: Model, base: Path, directory: Path) -> PeftModel:
+    """Put a saved adapter on the loaded model of `base`, frozen. Raises RequestError when it does not belong to this base."""
+    check_parent(base, directory)
     try:
-        return PeftModel.from_pretrained(model, str(directory), local_files_only=True).eval()
-    except (ValueError, RuntimeError, KeyError) as error:
+        adapted = PeftModel.from_pretrained(model, str(directory), local_files_only=True).eval()
+        with safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
+            saved = set(file.keys())
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise RequestError(
-            f"the adapter {directory} does not belong to this base: {str(error).splitlines()[0]}"
+            f"the adapter {directory} does not belong to the base {base}: {str(error).splitlines()[0]}"
         ) from error
+    loaded = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if strange := sorted(saved ^ loaded):  # peft leaves what does not fit aside
+        raise RequestError(
+            f"the adapter {directory} does not belong to the base {base}: {strange[0]} is in one of them only"
+        )
+    return adapted
+
+
+def check_parent(base: Path, adapted: Path) -> None:
+    """Raise RequestError when weights that frbio_lite trained say that they were trained on another base."""
+    path = adapted / MANIFEST
+    if not path.is_file():
+        return
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))["parents"].get("base")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(f"{path} is damaged: {error}") from error
+    if recorded is not None and recorded != digest(base):
+        raise RequestError(f"{adapted} was trained on another base than {base}: pass the base it was trained on")
 
 
 def causal_lm(model: Model) -> Model:

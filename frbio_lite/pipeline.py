@@ -321,7 +321,7 @@ def score(
     tokenizer = model.load_tokenizer(directory)
     loaded = model.load_model(directory, dtype=pick_dtype("auto", device), device=device, nf4=nf4)
     if adapter is not None:
-        loaded = model.load_adapter(loaded, adapter)
+        loaded = model.load_adapter(loaded, directory, adapter)
     rows = evaluate.evaluate(
         loaded,
         tokenizer,

@@ -116,3 +116,21 @@ def test_the_final_soft_cap_is_applied(make_base: Make) -> None:
         loaded.config.final_logit_softcapping = 0.5
         capped = model.logits(loaded, model.hidden_states(loaded, ids))
     torch.testing.assert_close(capped, torch.tanh(free / 0.5) * 0.5)
+
+
+def test_an_adapter_goes_on_its_own_base_only(make_base: Make, tmp_path: Path) -> None:
+    base = make_base()
+    model.attach_lora(model.load_model(base, dtype=torch.float32, device=CPU), Lora(rank=4), 1).save_pretrained(
+        tmp_path / "adapter", save_embedding_layers=False
+    )
+
+    def load(on: Path) -> None:
+        model.load_adapter(model.load_model(on, dtype=torch.float32, device=CPU), on, tmp_path / "adapter")
+
+    load(base)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    shallower = tmp_path / "shallower"
+    loaded = CLASSES["qwen3"][1](CLASSES["qwen3"][0](**{**config, "num_hidden_layers": 1, "layer_types": None}))
+    loaded.save_pretrained(shallower)
+    with pytest.raises(RequestError, match="is in one of them only"):
+        load(shallower)

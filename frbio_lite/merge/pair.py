@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from frbio_lite import model
-from frbio_lite.artifacts import MANIFEST
 from frbio_lite.errors import RequestError, nearest
 from frbio_lite.merge.adapters import LoraAdapter
 from frbio_lite.merge.methods import METHODS
@@ -128,7 +126,7 @@ def open_pair(base_directory: Path, adapted_directory: Path) -> Pair:
     config = _full_precision_config(base_directory)
     base = Weights(base_directory)
     tied = tied_names(config)
-    _check_parent(base_directory, adapted_directory)
+    model.check_parent(base_directory, adapted_directory)
     _check_vocabulary(base_directory, adapted_directory)
     names = tuple(_distinct(base, tied))
     adapted: Adapted
@@ -176,23 +174,6 @@ def _distinct(weights: Weights, tied: dict[str, str]) -> list[str]:
                 "set tie_word_embeddings to false there if both are meant"
             )
     return [name for name in weights.names() if name not in repeated]
-
-
-def _check_parent(base_directory: Path, adapted_directory: Path) -> None:
-    """Weights that we trained say which base they were trained on."""
-    path = adapted_directory / MANIFEST
-    if not path.is_file():
-        return
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} is damaged: {error}") from error
-    parents = manifest.get("parents") if isinstance(manifest, dict) else None
-    recorded = parents.get("base") if isinstance(parents, dict) else None
-    if recorded is not None and recorded != model.digest(base_directory):
-        raise RequestError(
-            f"{adapted_directory} was trained on another base than {base_directory}: pass the base it was trained on"
-        )
 
 
 def _check_vocabulary(base_directory: Path, adapted_directory: Path) -> None:
