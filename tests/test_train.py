@@ -233,7 +233,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
     rates = [train.learning_rate(optimizer, s, 100) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5, abs=0.02) and 0 < rates[99] < 0.01
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_sequences_beyond_the_positions_are_refused(make_base: Make, make_packed: Make, tmp_path: Path) -> None:
