@@ -25,6 +25,7 @@ from frbio_lite.errors import RequestError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 KEY_FILE = "key.json"
+LOCK_FILE = ".lock"
 LIBRARIES = ("frbio-lite", "torch", "transformers", "peft", "bitsandbytes", "datasets", "numpy", "tokenizers")
 
 Kind = Literal["Documents", "PackedTokens", "TrainedWeights", "Ablation", "MergedModel", "EvalResult", "Report"]
@@ -161,40 +162,50 @@ def writing(
     if directory.exists() and not (directory.is_dir() and _is_ours(directory)):
         raise RequestError(f"{directory} exists and is not an artifact of frbio_lite: choose another place or empty it")
     partial = directory.with_name(directory.name + ".partial")
-    if partial.exists() and not (resumable and _partial_key(partial) == key):
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        write_json(partial / KEY_FILE, {"key": key})
-        writer = ArtifactWriter(partial)
-        yield writer
-        (partial / KEY_FILE).unlink()
-        files = {
-            p.relative_to(partial).as_posix(): FileRecord(bytes=p.stat().st_size, sha256=file_sha256(p))
-            for p in sorted(partial.rglob("*"))
-            if p.is_file() and p.name != MANIFEST
-        }
-        digest = canonical_hash({n: f.sha256 for n, f in files.items() if n.rsplit("/", 1)[-1] not in measured})
-        manifest = Manifest(
-            kind=kind,
-            key=key,
-            recipe_hash=recipe_hash,
-            parents=dict(parents),
-            digest=digest,
-            seed=seed,
-            settings=dict(settings),
-            versions=library_versions(),
-            figures=writer.figures,
-            files=files,
-        )
-        write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
-    except BaseException:
-        if not resumable:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if directory.exists():
-        shutil.rmtree(directory)
-    partial.rename(directory)
+    with locked(partial):
+        if not (resumable and _partial_key(partial) == key):
+            _empty(partial)
+        try:
+            write_json(partial / KEY_FILE, {"key": key})
+            writer = ArtifactWriter(partial)
+            yield writer
+            files = {
+                p.relative_to(partial).as_posix(): FileRecord(bytes=p.stat().st_size, sha256=file_sha256(p))
+                for p in sorted(partial.rglob("*"))
+                if p.is_file() and p.name not in {KEY_FILE, LOCK_FILE}
+            }
+            digest = canonical_hash({n: f.sha256 for n, f in files.items() if n.rsplit("/", 1)[-1] not in measured})
+            manifest = Manifest(
+                kind=kind,
+                key=key,
+                recipe_hash=recipe_hash,
+                parents=dict(parents),
+                digest=digest,
+                seed=seed,
+                settings=dict(settings),
+                versions=library_versions(),
+                figures=writer.figures,
+                files=files,
+            )
+            write_json(partial / MANIFEST, manifest.model_dump(mode="json"))
+            (partial / KEY_FILE).unlink()
+            (partial / LOCK_FILE).unlink()
+        except BaseException:
+            begun = {p.name for p in partial.iterdir()} - {KEY_FILE, LOCK_FILE}
+            if not resumable or not begun:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if directory.exists():
+            shutil.rmtree(directory)
+        partial.rename(directory)
+
+
+def _empty(partial: Path) -> None:
+    for path in partial.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
 
 
 def _partial_key(partial: Path) -> str | None:
@@ -208,7 +219,7 @@ def _partial_key(partial: Path) -> str | None:
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory` (made if missing) for one process. Raises RequestError when another one holds it."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a") as file:
+    with (directory / LOCK_FILE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

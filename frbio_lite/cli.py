@@ -9,15 +9,15 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import click
 
 from frbio_lite.errors import RequestError
 from frbio_lite.recipe import Recipe, load_recipe, recipe_text, shipped_recipes
 
-# Threads of OpenMP that wait for each other spin; on a machine that is busy with something else that can triple the time of
-# small operations. Read when torch loads, so it is set before. Measured in benchmarks/end_to_end.
+# OpenMP's threads spin while they wait for each other. Shorter spinning costs 15 % on an idle machine and doubles the speed of small
+# operations on a busy one (benchmarks/end_to_end). Read when torch loads, so it is set before.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 FAILED, WRONG = 1, 2
@@ -29,6 +29,19 @@ class _Verbs(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            status = super().main(*args, **{**extra, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(WRONG)
+        except click.ClickException as error:
+            verb = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "frbio"
+            _stop(f"{error.format_message()} ({verb} --help shows what is possible)", WRONG)
+        except click.Abort:
+            _stop("interrupted", 130)
+        sys.exit(status if isinstance(status, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -55,7 +68,7 @@ class _Verbs(click.Group):
             _stop(f"{type(error).__name__}: {first} (frbio --debug shows where)", FAILED)
 
 
-def _stop(message: str, status: int) -> None:
+def _stop(message: str, status: int) -> NoReturn:
     click.echo(f"frbio: {message}", err=True)
     sys.exit(status)
 

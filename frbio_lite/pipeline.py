@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,18 @@ def locate(name: str, revision: str | None = None) -> Path:
     if name == DEMO:
         return run(load_recipe("demo-base"), cache / DEMO, until="train") / "train"
     return model.fetch(name, revision)
+
+
+def benchmark_digests(
+    tasks: Sequence[evaluate.Task], data: Path | None, corpus_directory: Path | None = None
+) -> dict[str, str]:
+    """What an evaluation depends on beside the model: the tasks' definitions, local copies of their data, held-out text."""
+    found = {"tasks": canonical_hash([task.model_dump(mode="json") for task in tasks])}
+    if data is not None:
+        found["data"] = tree_digest(data)
+    if corpus_directory is not None:
+        found["corpus"] = read_manifest(corpus_directory, "Documents").digest
+    return found
 
 
 def make(
@@ -151,9 +163,8 @@ class _Stages:
         weights = sum(p.stat().st_size for p in base.glob("*.safetensors"))
         if self.recipe.train.method != "full":
             return 2 * weights
-        return (
-            weights // 2 * (12 * (self.recipe.train.checkpoint.keep + 1) + 6)
-        )  # fp32 weights and two moments per checkpoint
+        parameters = weights // 2  # stored in 16 bits; a checkpoint holds fp32 weights and two moments of each
+        return parameters * (12 * (self.recipe.train.checkpoint.keep + 1) + 6)
 
     def _make(
         self,
@@ -184,7 +195,13 @@ class _Stages:
             texts = evaluate.benchmark_texts(wanted, data=self.data)
             return corpus.build_corpus(settings, self.recipe.seed, place, texts)
 
-        self._make("corpus", "Documents", work, self.recipe.section("corpus"), self.source_digests)
+        self._make(
+            "corpus",
+            "Documents",
+            work,
+            self.recipe.section("corpus"),
+            {**self.source_digests, **benchmark_digests(wanted, self.data)},
+        )
 
     def packed(self) -> None:
         def work(place: Path) -> Mapping[str, Any]:
@@ -242,7 +259,8 @@ class _Stages:
             "Ablation",
             work,
             self.recipe.section("merge", "eval"),
-            {name: self.digests[name] for name in ("train", "corpus")} | {"base": self.base_digest},
+            {name: self.digests[name] for name in ("train", "corpus")}
+            | {"base": self.base_digest, **benchmark_digests(self.tasks, self.data)},
             resumable=True,
         )
 
@@ -282,7 +300,11 @@ class _Stages:
                     seed=self.recipe.seed,
                 ),
                 settings={**self.recipe.section("eval"), "nf4": quantized},
-                parents={"model": parents[name], "corpus": self.digests["corpus"]},
+                parents={
+                    "model": parents[name],
+                    "corpus": self.digests["corpus"],
+                    **benchmark_digests(self.tasks, self.data),
+                },
                 seed=self.recipe.seed,
                 recipe_hash=self.recipe.hash,
                 resumable=True,
@@ -353,9 +375,9 @@ def evaluate_model(
     """`frbio eval`: one model, one split, an EvalResult artifact in `out`."""
     tasks = evaluate.load_tasks(settings.tasks)
     directory, live = locate(name), model.fetch(adapter) if adapter else None
-    parents = {"model": model.digest(directory)} | ({"adapter": model.digest(live)} if live else {})
-    if corpus_directory is not None:
-        parents["corpus"] = read_manifest(corpus_directory, "Documents").digest
+    parents = benchmark_digests(tasks, data, corpus_directory) | {"model": model.digest(directory)}
+    if live is not None:
+        parents["adapter"] = model.digest(live)
     make(
         out,
         "EvalResult",
@@ -409,9 +431,8 @@ def ablate_ratios(
     """`frbio ablate`: an Ablation artifact in `out`."""
     tasks = evaluate.load_tasks(eval_settings.tasks)
     base_directory, other = locate(base), model.fetch(adapted)
-    parents = {"base": model.digest(base_directory), "train": model.digest(other)}
-    if corpus_directory is not None:
-        parents["corpus"] = read_manifest(corpus_directory, "Documents").digest
+    parents = benchmark_digests(tasks, data, corpus_directory)
+    parents |= {"base": model.digest(base_directory), "train": model.digest(other)}
     make(
         out,
         "Ablation",

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from frbio_lite import checkpoint, recipe
 from frbio_lite.device import peak_memory, pick_device, pick_dtype
+from frbio_lite.errors import RequestError
 from frbio_lite.memory import micro_batch_size
 from frbio_lite.model import (
     Model,
@@ -85,7 +86,9 @@ def train(
             rate = learning_rate(settings.optimizer, step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            final_loss = accumulate(model, batch, micro, device, dtype, scaler)
+            final_loss, micro = accumulate_fitting(
+                model, batch, micro, settings.micro_batch_size == "auto", device, dtype, scaler
+            )
             if not math.isfinite(final_loss):
                 raise RuntimeError(
                     f"the loss is {final_loss} at step {step + 1}: lower train.optimizer.learning_rate or set precision: fp32"
@@ -108,8 +111,7 @@ def train(
                 raise KeyboardInterrupt
     save_weights(model, base, settings, directory)
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    seconds = time.monotonic() - started
-    tokens = total_windows(settings, data) * data.sequence_length
+    tokens, seconds = total_windows(settings, data) * data.sequence_length, time.monotonic() - started
     return {
         "steps": steps,
         "resumed_at_step": done,
@@ -117,13 +119,47 @@ def train(
         "final_loss": None if math.isnan(final_loss) else final_loss,
         "seconds": seconds,
         "tokens_per_second": (tokens - min(tokens, done * settings.tokens_per_step)) / seconds,
-        "peak_memory_bytes": peak_memory(device),
         "micro_batch_size": micro,
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        **machine_figures(device, dtype),
+    }
+
+
+def machine_figures(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "peak_memory_bytes": peak_memory(device),
         "precision": str(dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
+
+
+def accumulate_fitting(
+    model: Model,
+    batch: dict[str, Tensor],
+    micro: int,
+    may_shrink: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    scaler: torch.amp.GradScaler,
+) -> tuple[float, int]:
+    """`accumulate`, again with half the micro-batch when the GPU's memory runs out: (loss, micro-batch that fitted).
+
+    Raises RequestError when one window does not fit, or the recipe fixes the micro-batch.
+    """
+    while True:
+        try:
+            return accumulate(model, batch, micro, device, dtype, scaler), micro
+        except torch.OutOfMemoryError as error:
+            if micro == 1 or not may_shrink:
+                raise RequestError(
+                    f"the GPU's memory does not hold a micro-batch of {micro}: set train.micro_batch_size lower, "
+                    "train.activation_checkpointing: true or a shorter packing.sequence_length; the run goes on from here"
+                ) from error
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        micro //= 2
+        say(f"train: out of memory, going on with micro-batches of {micro}")
 
 
 def accumulate(

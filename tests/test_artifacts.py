@@ -113,6 +113,28 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert other() == "free"
 
 
+def test_one_process_at_a_time_in_an_artifact(tmp_path: Path) -> None:
+    with writing(tmp_path / "a", "MergedModel", "k", settings={}, parents={}, seed=1) as first:
+        (first.path / "half").write_text("half", encoding="utf-8")
+        code = (
+            "import sys; from pathlib import Path\nfrom frbio_lite.artifacts import writing\n"
+            f"with writing(Path({str(tmp_path / 'a')!r}), 'MergedModel', 'other', settings={{}}, parents={{}}, seed=1): pass"
+        )
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert other.returncode != 0 and "another frbio process" in other.stderr
+        assert (first.path / "half").read_text(encoding="utf-8") == "half"
+    assert is_current(tmp_path / "a", "MergedModel", "k")
+
+
+def test_resumable_work_that_never_began_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RequestError),
+        writing(tmp_path / "a", "EvalResult", "k", settings={}, parents={}, seed=1, resumable=True),
+    ):
+        raise RequestError("the task has no items")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_space_is_checked_before_the_directory_exists(tmp_path: Path) -> None:
     require_space(tmp_path / "not" / "yet", 1, "a byte")
     with pytest.raises(RequestError, match="no space left for the moon"):

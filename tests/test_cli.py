@@ -47,6 +47,27 @@ def test_every_verb_has_help_with_an_example(path: list[str]) -> None:
     assert "not implemented" not in result.output.lower()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan"], "No such command 'plan'"),
+        (["run"], "Missing argument 'RECIPE'"),
+        (["run", "demo", "--until", "lunch"], "'lunch' is not one of"),
+        (["merge", "--base", "a", "--model", "b", "--out", "c", "--ratio", "half"], "'half' is not a valid float"),
+        (["eval", "--modell", "demo"], "--modell"),
+        (["recipes", "shew"], "No such command 'shew'"),
+    ],
+)
+def test_mistyped_commands_are_one_line_too(arguments: list[str], said: str) -> None:
+    message = refused(*arguments)
+    assert said in message and "--help" in message
+
+
+def test_without_a_verb_the_help_shows() -> None:
+    result = frbio()
+    assert result.exit_code == 2 and "frbio run demo" in result.stderr
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_pass_their_check(name: str) -> None:
     result = frbio("recipes", "check", name)

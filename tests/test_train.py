@@ -247,3 +247,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     monkeypatch.setattr(train, "accumulate", lambda *given: float("nan"))
     with pytest.raises(RuntimeError, match="the loss is nan at step 1"):
         run(make_base(), make_packed(), tmp_path / "out", settings())
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
+    make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, packed = make_base(), make_packed()
+    run(base, packed, tmp_path / "whole", settings(micro_batch_size=1))
+    real = train.hidden_states
+
+    def small_card(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        if ids.shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, ids, positions)
+
+    monkeypatch.setattr(train, "hidden_states", small_card)
+    assert run(base, packed, tmp_path / "auto", settings(micro_batch_size="auto"))["micro_batch_size"] == 1
+    assert losses(tmp_path / "auto") == losses(tmp_path / "whole")
+    with pytest.raises(RequestError, match=r"micro-batch of 2: set train\.micro_batch_size lower"):
+        run(base, packed, tmp_path / "fixed", settings(micro_batch_size=2))

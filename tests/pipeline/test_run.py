@@ -213,3 +213,20 @@ def test_an_adapter_of_another_base_is_refused(
     with pytest.raises(RequestError, match="base"):
         pipeline.merge_into(str(other), str(out / "train"), "linear", 0.5, "auto", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_changed_task_is_scored_again(small: Callable[..., Recipe], tmp_path: Path) -> None:
+    task = tmp_path / "mine.yaml"
+    shipped = (
+        "name: mine\ngroup: domain\nkind: multiple_choice\nmetric: accuracy\ndemo: medical\nid: id\nchoices: choices\n"
+        "gold: answer\nsplits: {validation: validation, test: test}\nlicense: cc0-1.0\n"
+    )
+    task.write_text(shipped + 'prompt: "Question : {question}\\nRéponse :"\n', encoding="utf-8")
+    recipe = small(f"eval.tasks=[{task}, demo-general]")
+    out = pipeline.run(recipe, tmp_path / "run")
+    before = made(out)
+    task.write_text(shipped + 'prompt: "{question}"\n', encoding="utf-8")
+    pipeline.run(recipe, out)
+    changed = {name for name, when in made(out).items() if when != before[name]}
+    assert changed >= {"ablation", "eval/base", "eval/adapted", "eval/merged", "report"}
+    assert not changed & {"corpus", "packed", "train"}
