@@ -16,8 +16,8 @@ import click
 from frbio_lite.errors import RequestError
 from frbio_lite.recipe import Recipe, load_recipe, recipe_text, shipped_recipes
 
-# OpenMP's threads spin while they wait for each other. Shorter spinning costs 15 % on an idle machine and doubles the speed of small
-# operations on a busy one (benchmarks/end_to_end). Read when torch loads, so it is set before.
+# OpenMP's threads spin while they wait for each other. Shorter spinning costs 15 % on an idle machine and doubles the speed
+# of small operations on a busy one (benchmarks/end_to_end). Read when torch loads, so it is set before.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 FAILED, WRONG = 1, 2
