@@ -19,6 +19,7 @@ from typing import Any, Literal
 from frbio_lite import corpus, demo, evaluate, merge, model, packing
 from frbio_lite.ablate import ablate
 from frbio_lite.artifacts import (
+    MANIFEST,
     Kind,
     canonical_hash,
     is_current,
@@ -52,6 +53,8 @@ def locate(name: str, revision: str | None = None) -> Path:
             make(cache / DEMO_UNTRAINED, "TrainedWeights", write_untrained, settings={}, parents={"world": world})
         return cache / DEMO_UNTRAINED
     if name == DEMO:
+        if not (cache / DEMO / "train" / MANIFEST).is_file():
+            say(f"the demonstration's base model is trained first, for a minute or two, and kept in {cache}")
         return run(load_recipe("demo-base"), cache / DEMO, until="train") / "train"
     return model.fetch(name, revision)
 

@@ -31,7 +31,7 @@ class Progress:
             self.bar = tqdm(
                 total=total,
                 desc=label,
-                unit=unit,
+                unit=f" {unit}",
                 initial=initial,
                 delay=1.0,
                 unit_scale=True,
@@ -59,10 +59,11 @@ class Progress:
 
     def _line(self, now: float, figures: dict[str, str]) -> str:
         rate = (self.done - self.initial) / max(now - self.started, 1e-9)
-        of = f"/{self.total}" if self.total else ""
+        of = f"/{self.total:,}" if self.total else ""
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate > 0 else ""
         extra = "".join(f", {k} {v}" for k, v in figures.items())
-        return f"{self.label}: {self.done}{of} {self.unit}, {rate:.3g} {self.unit}/s{left}{extra}"
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{self.label}: {self.done:,}{of} {self.unit}, {speed} {self.unit}/s{left}{extra}"
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.bar is not None:

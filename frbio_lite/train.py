@@ -75,7 +75,7 @@ def train(
     final_loss = math.nan
     model.train()
     with (
-        Progress("train", steps, "step", initial=done) as bar,
+        Progress("train", total_tokens(settings, data), "tokens", initial=done * settings.tokens_per_step) as bar,
         (directory / LOG).open("a", encoding="utf-8") as log,
         stop_requests() as stop,
     ):
@@ -102,7 +102,7 @@ def train(
             }  # fmt: skip
             log.write(json.dumps(line) + "\n")
             log.flush()
-            bar.advance(loss=final_loss, tokens_per_s=speed)
+            bar.advance(tokens, loss=final_loss)
             due = time.monotonic() - last_save > settings.checkpoint.every_minutes * 60 and step + 1 < steps
             if stop.requested or due:
                 checkpoint.save(directory / CHECKPOINTS, step + 1, model, optimizer, scaler, settings.checkpoint.keep)
@@ -111,7 +111,7 @@ def train(
                 raise KeyboardInterrupt
     save_weights(model, base, settings, directory)
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    tokens, seconds = total_windows(settings, data) * data.sequence_length, time.monotonic() - started
+    tokens, seconds = total_tokens(settings, data), time.monotonic() - started
     return {
         "steps": steps,
         "resumed_at_step": done,
@@ -233,6 +233,11 @@ def total_windows(settings: recipe.Train, data: Windows) -> int:
         return max(1, math.ceil(settings.tokens / data.sequence_length))
     assert settings.epochs is not None
     return max(1, round(settings.epochs * data.windows))
+
+
+def total_tokens(settings: recipe.Train, data: Windows) -> int:
+    """Slots the whole training reads, the few of padding included."""
+    return total_windows(settings, data) * data.sequence_length
 
 
 def total_steps(settings: recipe.Train, data: Windows) -> int:
