@@ -157,7 +157,6 @@ class Eval(Section):
     shots: Annotated[int, Field(ge=0)] = 0
     limit: Positive | None = None  # items per task and split, the first ones
     bootstrap: Annotated[int, Field(ge=100)] = 10_000
-    retention_margin: Annotated[float, Field(ge=0.0)] = 1.0
 
 
 class Recipe(Section):
