@@ -136,8 +136,16 @@ class ArtifactWriter:
         self.figures: dict[str, Any] = {}
 
 
-def _is_ours(directory: Path) -> bool:
-    return (directory / MANIFEST).is_file() or not any(directory.iterdir())
+def _replaceable(directory: Path, kind: Kind) -> bool:
+    """An empty directory, or an artifact of the same kind: never somebody's files, and never another stage's."""
+    if not directory.is_dir():
+        return False
+    if not any(directory.iterdir()):
+        return True
+    try:
+        return read_manifest(directory, kind).kind == kind
+    except RequestError:
+        return False
 
 
 @contextmanager
@@ -157,10 +165,10 @@ def writing(
 
     When the work fails nothing stays, unless `resumable`: then the partial directory waits for a next call with the same key.
     Files named in `measured` (logs with times in them) do not count in the digest that children record.
-    An older artifact in `directory` is replaced at the last moment; anything else there is refused (RequestError).
+    An older artifact of the same kind is replaced at the last moment; anything else there is refused (RequestError).
     """
-    if directory.exists() and not (directory.is_dir() and _is_ours(directory)):
-        raise RequestError(f"{directory} exists and is not an artifact of frbio_lite: choose another place or empty it")
+    if directory.exists() and not _replaceable(directory, kind):
+        raise RequestError(f"{directory} exists and is not a {kind} artifact: choose another place or empty it")
     partial = directory.with_name(directory.name + ".partial")
     with locked(partial):
         if not (resumable and _partial_key(partial) == key):
@@ -218,7 +226,10 @@ def _partial_key(partial: Path) -> str | None:
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory` (made if missing) for one process. Raises RequestError when another one holds it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RequestError(f"{directory} cannot be made a directory: a file is in its place") from error
     with (directory / LOCK_FILE).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -229,12 +240,16 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def require_space(directory: Path, needed: int, what: str) -> None:
     """Raise RequestError when the disk of `directory` has less than `needed` bytes free."""
     existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise RequestError(
-            f"no space left for {what}: {directory} needs {needed / 1e9:.2f} GB and has {free / 1e9:.2f} GB free; "
+            f"no space left for {what}: {directory} needs {_size(needed)} and has {_size(free)} free; "
             "free some space or choose another --out"
         )

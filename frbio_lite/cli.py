@@ -322,10 +322,7 @@ def eval_command(
     rows = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
     _table(
         ["task", "metric", "value", "95 % interval", "items"],
-        [
-            [r["task"], r["metric"], f"{r['value']:.3f}", f"{r['low']:.3f} – {r['high']:.3f}", str(r["items"])]
-            for r in rows
-        ],
+        [[r["task"], r["metric"], f"{r['value']:.3f}", _interval(r["low"], r["high"]), str(r["items"])] for r in rows],
     )
 
 
@@ -448,6 +445,10 @@ def _section(kind: str, **values: Any) -> Any:
         raise RequestError(
             f"--{'.'.join(str(p) for p in first['loc'][:1])}: {first['msg']}, not {first['input']!r}"
         ) from error
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "too few" if low is None or high is None else f"{low:.3f} – {high:.3f}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> None:

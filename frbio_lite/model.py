@@ -7,6 +7,7 @@ code that came with a model, and pickle checkpoints are refused.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -55,6 +56,8 @@ FETCHED = (
 IDENTIFYING = ("config.json", "adapter_config.json", "tokenizer.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
+for noisy in ("huggingface_hub", "datasets", "httpx"):  # their retries; what is wrong is said once, by us
+    logging.getLogger(noisy).setLevel(logging.CRITICAL)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -71,12 +74,19 @@ def fetch(name: str, revision: str | None = None) -> Path:
                 f"no model directory {name}: pass an existing directory or a Hub id such as Qwen/Qwen3-0.6B-Base"
             )
         directory = _snapshot(name, revision)
-    if not any(directory.glob("*.safetensors")):
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
         pickled = next((p.name for pattern in PICKLES for p in directory.glob(pattern)), None)
         detail = f"{pickled} is a pickle, which can execute code" if pickled else "it holds no *.safetensors"
         raise RequestError(
             f"{name} has no safetensors weights: {detail}; convert it with `save_pretrained(safe_serialization=True)`"
         )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):  # reads the header and compares it with the file's size
+                pass
+        except (OSError, SafetensorError) as error:
+            raise RequestError(f"{file} is damaged ({error}): download or copy it again") from error
     return directory
 
 
@@ -148,6 +158,10 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(f"{directory} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:  # made of the configuration alone, it knows no piece
+        raise RequestError(
+            f"{directory} has no tokenizer: bring tokenizer.json and tokenizer_config.json from where it came"
+        )
     if tokenizer.eos_token_id is None:
         raise RequestError(
             f"the tokenizer of {directory} has no end-of-text token (eos_token), which separates documents"
@@ -237,6 +251,8 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
 
 def load_adapter(model: Model, base: Path, directory: Path) -> PeftModel:
     """Put a saved adapter on the loaded model of `base`, frozen. Raises RequestError when it does not belong to this base."""
+    if not is_adapter(directory):
+        raise RequestError(f"{directory} is no adapter (it has no adapter_config.json): pass a whole model as --model")
     check_parent(base, directory)
     try:
         adapted = PeftModel.from_pretrained(model, str(directory), local_files_only=True).eval()

@@ -83,10 +83,16 @@ def make(
     resumable: bool = False,
     measured: tuple[str, ...] = (),
     label: str = "",
+    fresh: bool = False,
 ) -> str:
-    """Make the artifact with `work`, unless it is there already; return its digest, what a child records as its parent."""
+    """Make the artifact with `work`, unless it is there already; return its digest, what a child records as its parent.
+
+    With `fresh` it is made in any case; the old one stays until the new one is whole.
+    """
     key = canonical_hash({"kind": kind, "settings": dict(settings), "parents": dict(parents), "seed": seed})
-    if is_current(directory, kind, key):
+    if fresh:
+        shutil.rmtree(directory.with_name(f"{directory.name}.partial"), ignore_errors=True)
+    elif is_current(directory, kind, key):
         return read_manifest(directory, kind).digest
     label = label or directory.name
     say(f"{label}: …")
@@ -114,24 +120,23 @@ def run(recipe: Recipe, out: Path, *, until: str = "report", fresh: bool = False
 
     `data` holds local copies of benchmark data. Raises RequestError for what cannot be run, before any long work.
     """
-    stages = _Stages(recipe, out, data)
+    stages = _Stages(recipe, out, data, fresh)
     stages.check(until)
     with locked(out):
-        if fresh:
-            for name in STAGES:
-                shutil.rmtree(out / name, ignore_errors=True)
-                shutil.rmtree(out / f"{name}.partial", ignore_errors=True)
-        write_text(out / RECIPE_FILE, recipe.to_yaml())
         for name in STAGES[: STAGES.index(until) + 1]:
             getattr(stages, name)()
+            if (
+                name == "corpus"
+            ):  # from here on the directory is this recipe's; before, a refused one leaves the old one's
+                write_text(out / RECIPE_FILE, recipe.to_yaml())
     return out
 
 
 class _Stages:
     """One method per stage; each brings its artifact up to date and remembers its digest for those that follow."""
 
-    def __init__(self, recipe: Recipe, out: Path, data: Path | None) -> None:
-        self.recipe, self.out, self.data = recipe, out, data
+    def __init__(self, recipe: Recipe, out: Path, data: Path | None, fresh: bool) -> None:
+        self.recipe, self.out, self.data, self.fresh = recipe, out, data, fresh
         self.digests: dict[str, str] = {}
         self.tasks = evaluate.load_tasks(recipe.eval.tasks)
 
@@ -160,7 +165,8 @@ class _Stages:
         base = locate(DEMO_UNTRAINED if recipe.base.model == DEMO else recipe.base.model, recipe.base.revision)
         model.check_positions(model.load_config(base), recipe.packing.sequence_length)
         model.load_tokenizer(base)
-        require_space(self.out, self._bytes_needed(base), "checkpoints, trained weights and the merged model")
+        if until in STAGES[STAGES.index("train") :] and not (self.out / "train" / MANIFEST).is_file():
+            require_space(self.out, self._bytes_needed(base), "checkpoints, trained weights and the merged model")
 
     def _bytes_needed(self, base: Path) -> int:
         weights = sum(p.stat().st_size for p in base.glob("*.safetensors"))
@@ -187,6 +193,7 @@ class _Stages:
             seed=self.recipe.seed,
             recipe_hash=self.recipe.hash,
             label=f"{self.recipe.name}: {name}",
+            fresh=self.fresh,
             **how,
         )
 
@@ -312,6 +319,7 @@ class _Stages:
                 recipe_hash=self.recipe.hash,
                 resumable=True,
                 label=f"{self.recipe.name}: eval {name}",
+                fresh=self.fresh,
             )
 
     def report(self) -> None:
@@ -378,6 +386,8 @@ def evaluate_model(
     """`frbio eval`: one model, one split, an EvalResult artifact in `out`."""
     tasks = evaluate.load_tasks(settings.tasks)
     directory, live = locate(name), model.fetch(adapter) if adapter else None
+    if model.is_adapter(directory):
+        raise RequestError(f"{name} is an adapter: pass it as --adapter and the base it belongs to as --model")
     parents = benchmark_digests(tasks, data, corpus_directory) | {"model": model.digest(directory)}
     if live is not None:
         parents["adapter"] = model.digest(live)
@@ -407,6 +417,7 @@ def evaluate_model(
 
 def merge_into(base: str, adapted: str, method: str, ratio: float, dtype: str, out: Path) -> Path:
     """`frbio merge`: one merged model directory in `out`."""
+    merge.check_ratio(ratio)
     base_directory, other = locate(base), model.fetch(adapted)
     settings = {"method": method, "ratio": ratio, "dtype": dtype}
     make(

@@ -24,7 +24,7 @@ Method = Literal["linear", "slerp"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Base(Section):
@@ -162,7 +162,7 @@ class Eval(Section):
 class Recipe(Section):
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 17
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     base: Base
     corpus: Corpus
     packing: Packing = Packing()
@@ -241,6 +241,8 @@ def _load_tree(name: str, chain: tuple[str, ...]) -> tuple[dict[str, Any], dict[
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise RequestError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError as error:
+        raise RequestError(f"{where}: an alias (*name) refers to itself") from error
     if not isinstance(value, dict):
         raise RequestError(f"{where}: a recipe is a mapping of keys, not {type(value).__name__}")
     parent = value.pop("extends", None)

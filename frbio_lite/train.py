@@ -71,7 +71,7 @@ def train(
     steps = total_steps(settings, data)
     done = resume(directory, model, optimizer, scaler)
     micro = micro_batch_size(model, settings, data.sequence_length, device)
-    started = last_save = time.monotonic()
+    last_save = time.monotonic()
     final_loss = math.nan
     model.train()
     with (
@@ -111,14 +111,14 @@ def train(
                 raise KeyboardInterrupt
     save_weights(model, base, settings, directory)
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    tokens, seconds = total_tokens(settings, data), time.monotonic() - started
+    tokens, seconds = total_tokens(settings, data), logged_seconds(directory / LOG)
     return {
         "steps": steps,
         "resumed_at_step": done,
         "tokens": tokens,
         "final_loss": None if math.isnan(final_loss) else final_loss,
         "seconds": seconds,
-        "tokens_per_second": (tokens - min(tokens, done * settings.tokens_per_step)) / seconds,
+        "tokens_per_second": tokens / seconds,
         "micro_batch_size": micro,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         **machine_figures(device, dtype),
@@ -275,6 +275,13 @@ def resume(directory: Path, model: Model, optimizer: torch.optim.Optimizer, scal
         checkpoint.restore(found, model, optimizer, scaler)
         say(f"train: continues after step {done}")
     return done
+
+
+def logged_seconds(log: Path) -> float:
+    """Time of all steps, those before an interruption included."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    before = [0, *(line["tokens"] for line in lines)]
+    return float(sum((line["tokens"] - b) / line["tokens_per_second"] for b, line in zip(before, lines, strict=False)))
 
 
 def _logged_step(line: str) -> float:

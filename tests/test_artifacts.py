@@ -82,11 +82,11 @@ def test_resumable_work_waits_for_the_same_key_only(tmp_path: Path) -> None:
 def test_other_peoples_directories_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(RequestError, match="not an artifact"):
+    with pytest.raises(RequestError, match="not a Documents artifact"):
         make(tmp_path / "a")
     assert (tmp_path / "a" / "thesis.txt").read_text(encoding="utf-8") == "mine"
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    with pytest.raises(RequestError, match="not an artifact"):
+    with pytest.raises(RequestError, match="not a Documents artifact"):
         make(tmp_path / "file")
 
 

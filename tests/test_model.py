@@ -41,6 +41,8 @@ def test_broken_directories_are_named(make_base: Make) -> None:
     base = make_base()
     whole = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(RequestError, match=r"model\.safetensors is damaged"):
+        model.fetch(str(base))
     with pytest.raises(RequestError, match="does not load as a causal language model"):
         model.load_model(base, dtype=torch.float32, device=CPU)
     (base / "config.json").write_text("{", encoding="utf-8")
@@ -134,3 +136,17 @@ def test_an_adapter_goes_on_its_own_base_only(make_base: Make, tmp_path: Path) -
     loaded.save_pretrained(shallower)
     with pytest.raises(RequestError, match="is in one of them only"):
         load(shallower)
+
+
+def test_a_directory_without_tokenizer_is_named(make_base: Make) -> None:
+    base = make_base()
+    for file in base.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(RequestError, match="tokenizer"):
+        model.load_tokenizer(base)
+
+
+def test_a_whole_model_is_no_adapter(make_base: Make) -> None:
+    base = make_base()
+    with pytest.raises(RequestError, match="pass a whole model as --model"):
+        model.load_adapter(model.load_model(base, dtype=torch.float32, device=CPU), base, base)

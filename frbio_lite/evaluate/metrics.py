@@ -12,6 +12,7 @@ import numpy.typing as npt
 from frbio_lite.errors import RequestError
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+FEWEST = 5  # documents from which an interval is given
 DRAWS = 1 << 22  # bootstrap indices held at once
 
 
@@ -24,8 +25,8 @@ class Row:
     split: str
     metric: str
     value: float
-    low: float
-    high: float
+    low: float | None  # no interval where too few documents were measured
+    high: float | None
     items: int
     shots: int
 
@@ -54,10 +55,17 @@ def bootstrap_ratio(
     return float(low), float(high)
 
 
-def bits_per_byte(nats: Sequence[float], sizes: Sequence[int], resamples: int, seed: int) -> tuple[float, float, float]:
-    """(value, low, high): documents' negative log-likelihoods (nats) in bits, per UTF-8 byte of their text."""
+def bits_per_byte(
+    nats: Sequence[float], sizes: Sequence[int], resamples: int, seed: int
+) -> tuple[float, float | None, float | None]:
+    """(value, low, high): documents' negative log-likelihoods (nats) in bits, per UTF-8 byte of their text.
+
+    Below FEWEST documents resampling says nothing about others, and there is no interval.
+    """
     bits = np.array(nats, dtype=np.float64) / math.log(2)
     lengths = np.array(sizes, dtype=np.float64)
+    if len(nats) < FEWEST:
+        return float(bits.sum() / lengths.sum()), None, None
     return float(bits.sum() / lengths.sum()), *bootstrap_ratio(bits, lengths, resamples, seed)
 
 

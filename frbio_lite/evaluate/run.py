@@ -256,7 +256,8 @@ def _row(task: Task, prepared: Prepared, lines: dict[Key, Line], resamples: int,
         shots = 0
     else:
         right = sum(m["correct"] for m in mine)
-        value, (low, high), shots = right / len(mine), wilson(right, len(mine)), prepared.shots
+        value, shots = right / len(mine), prepared.shots
+        low, high = wilson(right, len(mine))
     return Row(
         task=task.name,
         group=task.group,

@@ -172,7 +172,7 @@ def _named(name: str) -> list[Task]:
     if not members:
         known = [*shipped, *dict.fromkeys(s for task in shipped.values() for s in task.sets)]
         raise RequestError(
-            f"no task or set is called '{name}'{nearest(name, known) or '; `frbio tasks list` shows them'}"
+            f"no task or set is called '{name}'{nearest(name, known) or '; there are ' + ', '.join(known)}"
         )
     return members
 

@@ -24,8 +24,11 @@ def test_wilson_equals_scipy(trials: int) -> None:
 
 
 def test_bits_per_byte_is_a_ratio_of_sums() -> None:
-    value, low, high = bits_per_byte([10 * math.log(2), 90 * math.log(2)], [10, 30], 500, 1)
-    assert value == pytest.approx(100 / 40) and low == pytest.approx(1.0) and high == pytest.approx(3.0)
+    nats, sizes = [10 * math.log(2), 90 * math.log(2)], [10, 30]
+    value, low, high = bits_per_byte(nats * 3, sizes * 3, 2000, 1)
+    assert value == pytest.approx(100 / 40)
+    assert low is not None and high is not None and 1.0 <= low < value < high <= 3.0
+    assert bits_per_byte(nats * 2, sizes * 2, 500, 1) == (pytest.approx(100 / 40), None, None)
 
 
 def test_bootstrap_is_repeatable_and_chunked_alike(monkeypatch: pytest.MonkeyPatch) -> None:

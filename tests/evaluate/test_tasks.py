@@ -40,7 +40,7 @@ def test_names_sets_and_files_each_once_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, hint", [("demo-medica", "demo-medical"), ("core-frr", "core-fr"), ("zzzzzz", "frbio tasks list")]
+    "name, hint", [("demo-medica", "demo-medical"), ("core-frr", "core-fr"), ("zzzzzz", "there are belebele-fra")]
 )
 def test_unknown_name(name: str, hint: str) -> None:
     with pytest.raises(RequestError, match=hint):

@@ -195,7 +195,45 @@ def test_until_and_fresh(small: Callable[..., Recipe], tmp_path: Path) -> None:
     before = (out / "corpus" / "manifest.json").stat().st_mtime_ns
     pipeline.run(small(), out, until="corpus", fresh=True)
     assert (out / "corpus" / "manifest.json").stat().st_mtime_ns > before
-    assert not (out / "packed").exists()
+    assert (out / "packed").is_dir()
+
+
+def test_a_refused_fresh_run_loses_nothing(small: Callable[..., Recipe], tmp_path: Path) -> None:
+    out = pipeline.run(small(), tmp_path / "run")
+    before, recipe = made(out), (out / "recipe.yaml").read_text(encoding="utf-8")
+    with pytest.raises(RequestError, match="license"):
+        pipeline.run(small("corpus.licenses.allow=[etalab-2.0]"), out, fresh=True)
+    assert made(out) == before
+    assert (out / "recipe.yaml").read_text(encoding="utf-8") == recipe
+    pipeline.run(small(), out, fresh=True)
+    assert all(when > before[name] for name, when in made(out).items())
+
+
+def test_no_verb_writes_over_another_stage(small: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = small()
+    out = pipeline.run(recipe, tmp_path / "run")
+    before = made(out)
+    with pytest.raises(RequestError, match="not a MergedModel artifact"):
+        pipeline.merge_into(recipe.base.model, str(out / "train"), "linear", 0.5, "auto", out / "train")
+    with pytest.raises(RequestError, match="not a EvalResult artifact"):
+        pipeline.evaluate_model(
+            str(out / "train"), None, recipe.eval, out / "train", split="test", corpus_directory=out / "corpus", data=None,
+            offline=True,
+        )  # fmt: skip
+    assert made(out) == before
+
+
+def test_a_file_of_few_documents_gets_no_interval(make_base: Callable[..., Path], tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text(
+        "\n\n".join(f"Compte rendu {i} : la CRP est à {i} mg/L ce jour." for i in range(3)), encoding="utf-8"
+    )
+    overrides = [f"base.model={make_base(dtype=torch.bfloat16)}", f"corpus.sources.0.path={file}", *SMALL[1:]]
+    out = pipeline.run(load_recipe("local-text", overrides), tmp_path / "run")
+    domain = next(r for r in rows(out, "adapted") if r["task"] == "heldout-domain")
+    assert domain["items"] == 1 and domain["low"] is None and domain["high"] is None
+    page = (out / "report" / "report.html").read_text(encoding="utf-8")
+    assert "gained on heldout-domain" not in page
 
 
 def test_two_runs_in_one_directory_are_refused(small: Callable[..., Recipe], tmp_path: Path) -> None:
