@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from frbio_lite import corpus, demo, evaluate, hub, merge, model, packing
-from frbio_lite.ablate import ablate, check_rule
-from frbio_lite.ablate.live import LORA_SCALE, merger_of, rounding_of
+from frbio_lite import corpus, demo, evaluation, hub, merging, model, packing
+from frbio_lite.ablation import ablate, check_rule
+from frbio_lite.ablation.live import LORA_SCALE, merger_of, rounding_of
 from frbio_lite.artifacts import (
     MANIFEST,
     Kind,
@@ -36,12 +36,12 @@ from frbio_lite.backends import check_backend
 from frbio_lite.demo.base import write_untrained
 from frbio_lite.device import peak_memory, pick_device, pick_dtype
 from frbio_lite.errors import RequestError
-from frbio_lite.evaluate import compare
-from frbio_lite.evaluate.tasks import SplitName
+from frbio_lite.evaluation import compare
+from frbio_lite.evaluation.tasks import SplitName
 from frbio_lite.progress import say
 from frbio_lite.recipe import Eval, Merge, Recipe, load_recipe
 from frbio_lite.report import write_report
-from frbio_lite.train import LOG, train
+from frbio_lite.training import LOG, train
 
 MERGE_SETTINGS = {"dtype", "stochastic_rounding", "profile", "density", "gamma", "epsilon"}  # what makes a merge
 STAGES = ("corpus", "packed", "train", "ablation", "merge", "eval", "report")
@@ -66,10 +66,10 @@ def locate(name: str, revision: str | None = None) -> Path:
 
 
 def benchmark_digests(
-    tasks: Sequence[evaluate.Task], data: Path | None, corpus_directory: Path | None = None
+    tasks: Sequence[evaluation.Task], data: Path | None, corpus_directory: Path | None = None
 ) -> dict[str, str]:
     """What an evaluation depends on beside the model: the tasks' definitions, local copies of their data, held-out text."""
-    found = {"tasks": canonical_hash([task.model_dump(mode="json") for task in tasks]), **evaluate.own_digests(tasks)}
+    found = {"tasks": canonical_hash([task.model_dump(mode="json") for task in tasks]), **evaluation.own_digests(tasks)}
     if data is not None:
         found["data"] = tree_digest(data)
     if corpus_directory is not None:
@@ -162,7 +162,7 @@ class _Stages:
         self.recipe, self.out, self.data, self.fresh = recipe, out, data, fresh
         self.workers, self.strict = workers, strict
         self.digests: dict[str, str] = {}
-        self.tasks = evaluate.load_tasks(recipe.eval.tasks)
+        self.tasks = evaluation.load_tasks(recipe.eval.tasks)
 
     @cached_property
     def base(self) -> Path:
@@ -225,13 +225,13 @@ class _Stages:
 
     def corpus(self) -> None:
         settings = self.recipe.corpus
-        wanted = evaluate.load_tasks(settings.decontaminate.tasks) if settings.decontaminate else []
+        wanted = evaluation.load_tasks(settings.decontaminate.tasks) if settings.decontaminate else []
 
         earlier = _figures(self.out / "corpus", "Documents").get(corpus.SOURCES, {})
         left_out = any(source["skipped"] for source in earlier.values())
 
         def work(place: Path) -> Mapping[str, Any]:
-            texts = evaluate.benchmark_texts(wanted, data=self.data)
+            texts = evaluation.benchmark_texts(wanted, data=self.data)
             return corpus.build_corpus(
                 settings,
                 self.recipe.seed,
@@ -323,10 +323,10 @@ class _Stages:
         settings = {"method": method, "ratio": ratio, "adapter_base": adapter_base, **how}
 
         def work(place: Path) -> Mapping[str, Any]:
-            inputs = merge.open_inputs(self.base, [self.out / "train"], adapter_base=adapter_base)
+            inputs = merging.open_inputs(self.base, [self.out / "train"], adapter_base=adapter_base)
             merger = merger_of(inputs, method, self.recipe.merge, self.recipe.seed)
             rounding = rounding_of(self.recipe.merge, self.recipe.seed)
-            return merge.merge_models(merger, place, ratio=ratio, rounding=rounding, description={"method": method})
+            return merging.merge_models(merger, place, ratio=ratio, rounding=rounding, description={"method": method})
 
         self._make("merge", "MergedModel", work, settings, {"train": self.digests["train"], "base": self.base_digest})
 
@@ -419,7 +419,7 @@ def _check_merge(recipe: Recipe) -> None:
 def score(
     directory: Path,
     adapter: Path | None,
-    tasks: list[evaluate.Task],
+    tasks: list[evaluation.Task],
     settings: Eval,
     place: Path,
     *,
@@ -437,7 +437,7 @@ def score(
     loaded = model.load_model(directory, dtype=pick_dtype("auto", device), device=device, nf4=nf4)
     if adapter is not None:
         loaded = model.load_adapter(loaded, directory, adapter)
-    rows = evaluate.evaluate(
+    rows = evaluation.evaluate(
         loaded,
         tokenizer,
         tasks,
@@ -453,10 +453,10 @@ def score(
     return {"rows": len(rows), "items": sum(r.items for r in rows)}
 
 
-def _at_hand(tasks: list[evaluate.Task], settings: Eval, split: Split, data: Path | None) -> list[evaluate.Task]:
+def _at_hand(tasks: list[evaluation.Task], settings: Eval, split: Split, data: Path | None) -> list[evaluation.Task]:
     splits: list[SplitName] = [split, "shots"] if settings.shots and not settings.shots_from_test else [split]
-    named = [name for name in settings.tasks if name in evaluate.task_names()]
-    kept = [t for t in tasks if t.name in named or evaluate.at_hand(t, splits, data)]
+    named = [name for name in settings.tasks if name in evaluation.task_names()]
+    kept = [t for t in tasks if t.name in named or evaluation.at_hand(t, splits, data)]
     if left := [t.name for t in tasks if t not in kept]:
         say(
             f"offline, without local data for {', '.join(left)}: left out "
@@ -481,7 +481,7 @@ def evaluate_model(
 
     Offline, the members of a set whose data are not at hand are left out, and said; a task that is named is needed.
     """
-    tasks = evaluate.load_tasks(settings.tasks)
+    tasks = evaluation.load_tasks(settings.tasks)
     if offline:
         tasks = _at_hand(tasks, settings, split, data)
     directory, live = locate(name), hub.fetch(adapter) if adapter else None
@@ -529,7 +529,7 @@ def ablate_ratios(
     seed: int = 17,
 ) -> Path:
     """`frbio ablate`: an Ablation artifact in `out`."""
-    tasks = evaluate.load_tasks(eval_settings.tasks)
+    tasks = evaluation.load_tasks(eval_settings.tasks)
     base_directory, others = locate(base), [hub.fetch(name) for name in adapted]
     parents = benchmark_digests(tasks, data, corpus_directory) | {"base": hub.digest(base_directory)}
     names = ["train", *(f"train-{i}" for i in range(2, len(others) + 1))]

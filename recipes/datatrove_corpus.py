@@ -26,7 +26,7 @@ from frbio_lite.corpus.clean import clean, rules_of
 from frbio_lite.corpus.decontaminate import Decontaminator
 from frbio_lite.corpus.sources import Document
 from frbio_lite.corpus.words import hash_words
-from frbio_lite.evaluate import benchmark_texts, load_tasks
+from frbio_lite.evaluation import benchmark_texts, load_tasks
 from frbio_lite.recipe import Corpus, Source, load_recipe
 
 

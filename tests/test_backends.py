@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from frbio_lite import backends, model, train
+from frbio_lite import backends, model, training
 from frbio_lite.errors import RequestError
 from frbio_lite.packing import PackedTokens
 from frbio_lite.recipe import Base, Packing, Train
@@ -81,7 +81,7 @@ def unsloth(monkeypatch: pytest.MonkeyPatch) -> type[FakeLanguageModel]:
 
 def run(base: Path, packed: Path, out: Path, how: Train, loading: Base, **packing: Any) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    return train.train(base, PackedTokens(packed), how, Packing(sequence_length=64, **packing), 3, out, loading)
+    return training.train(base, PackedTokens(packed), how, Packing(sequence_length=64, **packing), 3, out, loading)
 
 
 def test_unsloth_loads_and_our_loop_trains(

@@ -431,7 +431,7 @@ def test_the_prediction_is_within_a_tenth_of_what_cuda_reserves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     from frbio_lite.packing import PackedTokens
-    from frbio_lite.train import train
+    from frbio_lite.training import train
 
     monkeypatch.setitem(SHAPE, "hidden_size", 1024)
     for key, value in {"intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,

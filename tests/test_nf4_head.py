@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import CLASSES
 from transformers import PreTrainedTokenizerFast
 
-from frbio_lite import merge, model, train
+from frbio_lite import merging, model, training
 from frbio_lite.errors import RequestError
 from frbio_lite.kernels.nf4 import dequantise
 from frbio_lite.nf4_head import NF4Embedding, NF4Head, dequantise_rows, quantize_head
@@ -117,15 +117,15 @@ def test_it_trains_a_standard_adapter_that_merges_into_the_stored_base(
         out = tmp_path / f"out-{quantised}"
         out.mkdir()
         how, loading = Train.model_validate(values), Base(model="any", quantize_head=quantised)
-        figures = train.train(base, PackedTokens(packed), how, Packing(sequence_length=64), 3, out, loading)
+        figures = training.train(base, PackedTokens(packed), how, Packing(sequence_length=64), 3, out, loading)
         finals[quantised] = figures["final_loss"]
         names = load_file(out / "adapter_model.safetensors").keys()
         assert len(names) == 2 * 2 * 7 and not any("embed" in name or "lm_head" in name for name in names)
     assert finals[True] == pytest.approx(finals[False], rel=0.02) and finals[True] != finals[False]
     place = tmp_path / "merged"
     place.mkdir()
-    inputs = merge.open_inputs(base, [tmp_path / "out-True"], adapter_base="nf4-dequant")
-    merge.merge_models(merge.by_method(inputs, "linear", merge.Parameters(), merge.Profile()), place)
+    inputs = merging.open_inputs(base, [tmp_path / "out-True"], adapter_base="nf4-dequant")
+    merging.merge_models(merging.by_method(inputs, "linear", merging.Parameters(), merging.Profile()), place)
     merged, stored = load_file(place / "model.safetensors"), load_file(base / "model.safetensors")
     for name in ("model.embed_tokens.weight", *(() if tied else ("lm_head.weight",))):
         assert torch.equal(merged[name], stored[name]), "the merged model keeps the stored embeddings and head"

@@ -40,7 +40,7 @@ def test_a_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None
         "import frbio_lite.recipes, frbio_lite\n"
         "from frbio_lite.recipe import load_recipe, shipped_recipes\n"
         "from frbio_lite.demo.world import facts\n"
-        "from frbio_lite.evaluate import load_tasks\n"
+        "from frbio_lite.evaluation import load_tasks\n"
         "print(frbio_lite.__file__, frbio_lite.recipes.__file__)\n"
         "print([load_recipe(n).name for n in shipped_recipes()], len(facts('medical')), len(load_tasks(['core-fr'])))"
     )

@@ -163,7 +163,7 @@ def test_hash_follows_every_value() -> None:
 
 
 def test_a_recipe_names_the_methods_that_there_are() -> None:
-    from frbio_lite.merge import METHODS
+    from frbio_lite.merging import METHODS
 
     assert set(get_args(Method)) == {name for name, method in METHODS.items() if method.least == 1}
     assert {name for names in READERS.values() for name in names} <= set(get_args(Method))

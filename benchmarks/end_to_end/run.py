@@ -30,12 +30,12 @@ REPEATS = 5
 SPEED = """
 import sys, tempfile
 from pathlib import Path
-from frbio_lite import cli, packing, train  # cli first: it sets what torch reads when it loads
+from frbio_lite import cli, packing, training  # cli first: it sets what torch reads when it loads
 from frbio_lite.recipe import load_recipe
 recipe = load_recipe("demo", ["train.tokens=40_960"])
 run = Path(sys.argv[1])
 with tempfile.TemporaryDirectory() as out:
-    figures = train.train(run / "train", packing.PackedTokens(run / "packed"), recipe.train, recipe.packing, 1, Path(out))
+    figures = training.train(run / "train", packing.PackedTokens(run / "packed"), recipe.train, recipe.packing, 1, Path(out))
 print(figures["tokens_per_second"])
 """
 

@@ -99,7 +99,7 @@ def scorer(tool: str, model: Path) -> Any:
 
     import torch
 
-    from frbio_lite.evaluate.scoring import choice_requests, log_likelihoods, max_positions, truncated
+    from frbio_lite.evaluation.scoring import choice_requests, log_likelihoods, max_positions, truncated
     from frbio_lite.model import load_model, load_tokenizer
 
     loaded = load_model(model, dtype=torch.float32, device=torch.device("cpu"))

@@ -74,8 +74,8 @@ def parity_items() -> dict[str, Items]:
 
 def shipped_items() -> dict[str, Items]:
     """The first items of tasks that need no download."""
-    from frbio_lite.evaluate.items import Question, load_items
-    from frbio_lite.evaluate.tasks import load_tasks
+    from frbio_lite.evaluation.items import Question, load_items
+    from frbio_lite.evaluation.tasks import load_tasks
 
     found: dict[str, Items] = {}
     for task in load_tasks(SHIPPED):

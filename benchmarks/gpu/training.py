@@ -208,10 +208,10 @@ def predict(case: Case, base: Path) -> Plan:
 
 
 def ours(case: Case, base: Path, dtype: torch.dtype, figures: dict[str, Any]) -> Step:
-    """The steps of `frbio_lite.train.train`, without its log and checkpoints; what the memory plan says goes into `figures`."""
+    """The steps of `frbio_lite.training.train`, without its log and checkpoints; the memory plan goes into `figures`."""
     from frbio_lite.optim import make_optimizer
     from frbio_lite.optim.release import GradientRelease
-    from frbio_lite.train import accumulate_fitting, prepare_model, update
+    from frbio_lite.training import accumulate_fitting, prepare_model, update
 
     device = pick_device()
     loading, train, packing = settings(case)

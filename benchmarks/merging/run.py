@@ -102,7 +102,7 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 THREADS = """
 import shutil, sys, time
 from pathlib import Path
-from frbio_lite.merge import Parameters, Profile, blocks, by_method, merge_models, open_inputs
+from frbio_lite.merging import Parameters, Profile, blocks, by_method, merge_models, open_inputs
 base, tuned, out, threads = *map(Path, sys.argv[1:4]), int(sys.argv[4])
 blocks.cores = lambda: threads
 merger = by_method(open_inputs(base, [tuned]), "slerp", Parameters(), Profile())
@@ -116,8 +116,8 @@ import sys
 from pathlib import Path
 import torch
 from frbio_lite import model
-from frbio_lite.merge import Parameters, Profile, Rounding, by_method, open_inputs
-from frbio_lite.merge.live import write_into
+from frbio_lite.merging import Parameters, Profile, Rounding, by_method, open_inputs
+from frbio_lite.merging.live import write_into
 base, tuned, ratios = Path(sys.argv[1]), Path(sys.argv[2]), [float(r) for r in sys.argv[3].split(",")]
 live = model.load_model(base, dtype=torch.bfloat16, device=torch.device("cpu"))
 merger = by_method(open_inputs(base, [tuned]), "slerp", Parameters(), Profile())

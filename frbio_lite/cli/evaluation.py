@@ -104,7 +104,7 @@ def compare_command(results: tuple[Path, ...], margin: float, out: Path | None) 
 
 
 def _print_comparison(results: tuple[Path, ...], margin: float, out: Path | None) -> None:
-    from frbio_lite.evaluate import compare as module
+    from frbio_lite.evaluation import compare as module
 
     found = module.compare(results, margin=margin)
     for table in (module.task_table(found), module.group_table(found)):
@@ -127,7 +127,7 @@ def tasks_list(names: tuple[str, ...]) -> None:
     \b
     frbio tasks list core-fr
     """
-    from frbio_lite.evaluate.fetch import describe
+    from frbio_lite.evaluation.fetch import describe
 
     print_table(
         ["task", "sets", "scoring", "items", "license"],
@@ -143,7 +143,7 @@ def tasks_show(name: str) -> None:
     \b
     frbio tasks show mediqal-mcqu
     """
-    from frbio_lite.evaluate.fetch import show
+    from frbio_lite.evaluation.fetch import show
 
     click.echo(show(name), nl=False)
 
@@ -157,7 +157,7 @@ def tasks_check(file: Path, data: Path | None) -> None:
     \b
     frbio tasks check my-task.yaml
     """
-    from frbio_lite.evaluate.fetch import check
+    from frbio_lite.evaluation.fetch import check
 
     findings = check(file, data)
     for finding in findings:
@@ -175,7 +175,7 @@ def tasks_fetch(names: tuple[str, ...], directory: Path) -> None:
     \b
     frbio tasks fetch core-fr --to benchmarks-data
     """
-    from frbio_lite.evaluate.fetch import fetch_tasks
+    from frbio_lite.evaluation.fetch import fetch_tasks
 
     copied = fetch_tasks(names, directory)
     print_table(

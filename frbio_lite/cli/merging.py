@@ -115,8 +115,8 @@ def merge_command(
     shard_bytes = _bytes(shard_size)
     directories = [] if config else [_directory(n) for n in (base, *_adapted(base, adapter, tuned))]
     digest_ahead(directories or _models_named(config))  # hashed by another thread while torch loads
-    from frbio_lite.merge import Parameters, parse_profile
-    from frbio_lite.merge.run import Output, merge_config, merge_to
+    from frbio_lite.merging import Parameters, parse_profile
+    from frbio_lite.merging.run import Output, merge_config, merge_to
 
     output = Output(out, dtype, stochastic_rounding, seed, shard_bytes, verify)
     output.check()
@@ -262,8 +262,8 @@ def ablate_command(
     frbio ablate --base demo --model runs/demo/train --ratios 0:1:0.1 \\
                  --tasks demo-medical,demo-general --out ratios
     """
-    from frbio_lite.ablate.rule import parse_ratios, parse_retain
-    from frbio_lite.merge import parse_profile
+    from frbio_lite.ablation.rule import parse_ratios, parse_retain
+    from frbio_lite.merging import parse_profile
     from frbio_lite.pipeline import ablate_ratios
 
     chosen = section(

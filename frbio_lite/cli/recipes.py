@@ -73,7 +73,7 @@ def recipes_check(file: str, overrides: tuple[str, ...]) -> None:
     \b
     frbio recipes check mine.yaml
     """
-    from frbio_lite.evaluate import load_tasks
+    from frbio_lite.evaluation import load_tasks
 
     recipe = load_recipe(file, overrides)
     contaminating = recipe.corpus.decontaminate.tasks if recipe.corpus.decontaminate else []

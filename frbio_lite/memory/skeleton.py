@@ -1,6 +1,6 @@
 """The model as training builds it, without its weights: on the meta device, or as fake tensors that only know their size.
 
-The classes are transformers', PEFT's and bitsandbytes' own, put together as `model.load_model` and `train.prepare_model` do.
+The classes are transformers', PEFT's and bitsandbytes' own, put together as `model.load_model` and `training.prepare_model` do.
 """
 
 from __future__ import annotations

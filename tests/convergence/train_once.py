@@ -10,7 +10,7 @@ import torch
 
 from frbio_lite.packing import PackedTokens
 from frbio_lite.recipe import Packing, Train
-from frbio_lite.train import train
+from frbio_lite.training import train
 
 
 def main(base: str, packed: str, out: str, settings: str) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from frbio_lite import model
 from frbio_lite.kernels.interpolate import blend, interpolate, reference, slerp_weights
-from frbio_lite.merge import Parameters, Profile, Rounding, by_method, live, open_inputs
-from frbio_lite.merge.gram import Gram, inner_products
-from frbio_lite.merge.methods import slerp
-from frbio_lite.merge.methods.rule import weighted_sum
-from frbio_lite.merge.weights import narrow
-from tests.merge.tiny_models import save_adapted, save_adapter, save_base
+from frbio_lite.merging import Parameters, Profile, Rounding, by_method, live, open_inputs
+from frbio_lite.merging.gram import Gram, inner_products
+from frbio_lite.merging.methods import slerp
+from frbio_lite.merging.methods.rule import weighted_sum
+from frbio_lite.merging.weights import narrow
+from tests.merging.tiny_models import save_adapted, save_adapter, save_base
 
 SHAPES = [(1,), (63,), (3, 129), (1, 4096), (2, 5, 1000)]
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

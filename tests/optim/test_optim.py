@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from frbio_lite import train
+from frbio_lite import training
 from frbio_lite.errors import RequestError
 from frbio_lite.optim import make_optimizer, trained_dtype
 from frbio_lite.optim.adamw4bit import AdamW4bit
@@ -40,7 +40,7 @@ def settings(name: str, max_norm: float = 1e9, **changes: Any) -> Train:
 
 def run(base: Path, packed: Path, out: Path, how: Train, seed: int = 3) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
-    return train.train(base, PackedTokens(packed), how, Packing(sequence_length=64), seed, out)
+    return training.train(base, PackedTokens(packed), how, Packing(sequence_length=64), seed, out)
 
 
 def log(out: Path) -> list[dict[str, Any]]:
@@ -189,8 +189,8 @@ def clipped_by_the_step_before(base: Path, packed: Path, log_of: Path, max_norm:
     for step in range(3):
         for group in optimizer.param_groups:
             group["lr"] = log(log_of)[step]["learning_rate"]
-        batch = data.batch(train.step_windows(data, how, step, seed=3))
-        losses.append(train.accumulate(model, batch, 4, torch.device("cpu"), torch.float32, scaler))
+        batch = data.batch(training.step_windows(data, how, step, seed=3))
+        losses.append(training.accumulate(model, batch, 4, torch.device("cpu"), torch.float32, scaler))
         gradients = [p.grad for p in model.parameters()]
         own = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
         for gradient in gradients:
@@ -208,7 +208,7 @@ def test_a_resumed_released_run_equals_the_uninterrupted_one(
     base, packed = make_base(), make_packed()
     how = settings(name, 0.5, gradient_release=True, checkpoint={"every_minutes": 1e-9, "keep": 2})
     run(base, packed, tmp_path / "whole", how)
-    real, steps = train.update, 0
+    real, steps = training.update, 0
 
     def dies(*given: Any) -> Any:
         nonlocal steps
@@ -217,10 +217,10 @@ def test_a_resumed_released_run_equals_the_uninterrupted_one(
             raise ConnectionResetError("the power went")
         return real(*given)
 
-    monkeypatch.setattr(train, "update", dies)
+    monkeypatch.setattr(training, "update", dies)
     with pytest.raises(ConnectionResetError):
         run(base, packed, tmp_path / "cut", how)
-    monkeypatch.setattr(train, "update", real)
+    monkeypatch.setattr(training, "update", real)
     assert run(base, packed, tmp_path / "cut", how)["resumed_at_step"] == 3
     assert_same(tmp_path / "cut", tmp_path / "whole")
 
@@ -287,14 +287,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_no_weight(
     make_base: Make, make_packed: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    real = train.prepare_model
+    real = training.prepare_model
 
     def watched(*given: Any) -> Any:
         seen.append(real(*given))
         return seen[-1]
 
-    monkeypatch.setattr(train, "prepare_model", watched)
-    monkeypatch.setattr(train, "summed_loss", lambda model, hidden, labels: hidden.sum() * torch.nan)
+    monkeypatch.setattr(training, "prepare_model", watched)
+    monkeypatch.setattr(training, "summed_loss", lambda model, hidden, labels: hidden.sum() * torch.nan)
     base = make_base()
     with pytest.raises(RuntimeError, match="the loss is nan at step 1"):
         run(base, make_packed(), tmp_path / "out", settings("adamw", gradient_release=True))

@@ -16,7 +16,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from frbio_lite.demo.base import make_tokenizer
-from frbio_lite.evaluate.scoring import choice_requests
+from frbio_lite.evaluation.scoring import choice_requests
 from frbio_lite.model import leading_tokens
 from frbio_lite.packing import PackedTokens, stream
 

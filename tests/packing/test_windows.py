@@ -15,7 +15,7 @@ import torch
 from packing_cases import text, tokenised
 from transformers import PreTrainedTokenizerFast
 
-from frbio_lite import train
+from frbio_lite import training
 from frbio_lite.errors import RequestError
 from frbio_lite.packing import IGNORED, PackedTokens, plan_windows, window_order, write_windows
 from frbio_lite.recipe import Optimizer, Train
@@ -91,11 +91,11 @@ def test_training_reads_the_same_windows_after_a_restart_at_any_step(packed: Any
         PackedTokens(place),
         Train(method="full", epochs=3, tokens_per_step=32 * 7, optimizer=Optimizer(learning_rate=1.0)),
     )
-    steps = train.total_steps(how, data)
-    straight = [data.batch(train.step_windows(data, how, step, seed=5)) for step in range(steps)]
+    steps = training.total_steps(how, data)
+    straight = [data.batch(training.step_windows(data, how, step, seed=5)) for step in range(steps)]
     for step in random.sample(range(steps), 25):  # each by a reader that has read nothing before
         again = PackedTokens(place)
-        batch = again.batch(train.step_windows(again, how, step, seed=5))
+        batch = again.batch(training.step_windows(again, how, step, seed=5))
         assert all(torch.equal(batch[key], straight[step][key]) for key in batch)
     read = Counter(tuple(row) for batch in straight for row in batch["input_ids"].tolist())
     whole = Counter(map(tuple, data.batch(range(data.windows))["input_ids"].tolist()))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Qwen3Config, Qwen3ForCausalLM
 
-from frbio_lite.evaluate import load_tasks
+from frbio_lite.evaluation import load_tasks
 from frbio_lite.model import attach_lora
 from frbio_lite.packing import PackedTokens
 from frbio_lite.recipe import Recipe, load_recipe, shipped_recipes
-from frbio_lite.train import make_optimizer, total_steps, train
+from frbio_lite.training import make_optimizer, total_steps, train
 
 # Layers, hidden size, MLP width, heads, key-value heads, head size, vocabulary and tied embeddings, from each model's
 # config.json, with the number of parameters its card gives, in billions.

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from frbio_lite import pipeline
 from frbio_lite.artifacts import read_manifest
 from frbio_lite.errors import RequestError
-from frbio_lite.merge import Parameters, Profile
-from frbio_lite.merge.run import Output, merge_to
+from frbio_lite.merging import Parameters, Profile
+from frbio_lite.merging.run import Output, merge_to
 from frbio_lite.recipe import Recipe, load_recipe
 
 SMALL = [
@@ -179,9 +179,9 @@ def test_an_interruption_in_the_middle_of_training_changes_nothing(
     recipe = small("train.checkpoint.every_minutes=1e-9")
     whole = pipeline.run(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        from frbio_lite import train
+        from frbio_lite import training
 
-        real, calls = train.update, 0
+        real, calls = training.update, 0
 
         def dies(*given: Any) -> Any:
             nonlocal calls
@@ -190,7 +190,7 @@ def test_an_interruption_in_the_middle_of_training_changes_nothing(
                 raise Stopped
             return real(*given)
 
-        patch.setattr(train, "update", dies)
+        patch.setattr(training, "update", dies)
         with pytest.raises(Stopped):
             pipeline.run(recipe, tmp_path / "cut")
     assert not (tmp_path / "cut" / "train").exists()
@@ -302,9 +302,9 @@ def test_the_merge_is_made_as_the_recipe_says(small: Callable[..., Recipe], tmp_
 def test_the_merge_goes_into_the_base_that_was_measured(
     wins: str, small: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from frbio_lite import ablate
+    from frbio_lite import ablation
 
-    real, asked = ablate.evaluate.evaluate_prepared, []
+    real, asked = ablation.evaluation.evaluate_prepared, []
 
     def biased(*given: Any) -> Any:
         """The directory of the winner is made to hold the better figure."""
@@ -314,7 +314,7 @@ def test_the_merge_goes_into_the_base_that_was_measured(
         asked.append(given[3].name)
         return [replace(row, value=1.0 if given[3].name == wins else 2.0) for row in made]
 
-    monkeypatch.setattr(ablate.evaluate, "evaluate_prepared", biased)
+    monkeypatch.setattr(ablation.evaluation, "evaluate_prepared", biased)
     recipe = small("train.method=qlora", "merge.choose.retain={}", "merge.methods=[linear]")
     out = pipeline.run(recipe, tmp_path / "run", until="merge")
     choice = json.loads((out / "ablation" / "choice.json").read_text(encoding="utf-8"))

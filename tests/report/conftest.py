@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from frbio_lite.artifacts import Kind, writing
-from frbio_lite.evaluate.compare import compare, write
+from frbio_lite.evaluation.compare import compare, write
 from frbio_lite.recipe import load_recipe
 from frbio_lite.report import LARGEST_PAGE, write_report
 

@@ -16,8 +16,8 @@ import pytest
 
 from frbio_lite.artifacts import MANIFEST
 from frbio_lite.errors import RequestError
-from frbio_lite.merge.gram import Gram
-from frbio_lite.merge.stream import COLUMNS, Measured
+from frbio_lite.merging.gram import Gram
+from frbio_lite.merging.stream import COLUMNS, Measured
 from frbio_lite.report import format as fmt
 from frbio_lite.report import merging
 from frbio_lite.report.curves import depth

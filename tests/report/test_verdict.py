@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from frbio_lite.evaluate import statistics
+from frbio_lite.evaluation import statistics
 from frbio_lite.report.load import Choice, Comparison, GroupDifference, Result, Run, TaskDifference
 from frbio_lite.report.means import main_family, mean_with_interval
 from frbio_lite.report.verdict import MARKS, describe, group_gain, outcomes, sentences

@@ -1,4 +1,4 @@
-"""Interpolation of two tensors, for ablations: linear, or spherical (Shoemake 1985) as `frbio_lite.merge.methods.slerp` has it.
+"""Interpolation of two tensors, for ablations: linear, or spherical (Shoemake 1985) as `frbio_lite.merging.methods.slerp` has it.
 
 Products and their sum are rounded to fp32 one after the other, never fused, and then once to the output's dtype: with the same
 two weights the bits are those of a merge on the CPU. Slerp's weights follow from three inner products, taken in a first pass.
