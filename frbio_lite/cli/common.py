@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from frbio_lite.errors import RequestError
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -41,29 +39,10 @@ def data_options(command: F) -> F:
     )(command)
     command = click.option(
         "--corpus",
-        "corpus_directory",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         help="A run's corpus directory, for the tasks on held-out text.",
     )(command)
     return click.option("--offline", is_flag=True, help="Use local data only.")(command)
-
-
-def split_names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def section(kind: str, **values: Any) -> Any:
-    """A recipe section from command-line values, with the recipe's own checks."""
-    from pydantic import ValidationError
-
-    from frbio_lite import recipe
-
-    try:
-        return getattr(recipe, kind)(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option, message = ".".join(str(p) for p in first["loc"][:1]), first["msg"].removeprefix("Value error, ")
-        raise RequestError(f"--{option}: {message}, not {first['input']!r}") from error
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
-from frbio_lite.cli.common import Shots, data_options, interval, print_table, section, split_names
+from frbio_lite import api
+from frbio_lite.cli.common import Shots, data_options, interval, print_table
 from frbio_lite.errors import RequestError
 
 CONTROLS = "permuted, prior, contamination"
 
 
 @click.command("eval")
-@click.option("--model", "name", required=True, help="A directory, a Hub id, or demo.")
+@click.option("--model", required=True, help="A directory, a Hub id, or demo.")
 @click.option("--adapter", help="A live adapter on the model.")
 @click.option("--tasks", required=True, help="Comma-separated tasks or sets.")
 @click.option("--split", type=click.Choice(["validation", "test"]), default="test", help="The items to score.")
@@ -35,23 +35,7 @@ CONTROLS = "permuted, prior, contamination"
 @click.option("--against", type=click.Path(path_type=Path), help="Results of another model to compare with at the end.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the results go.")
 @data_options
-def eval_command(
-    name: str,
-    adapter: str | None,
-    tasks: str,
-    split: Literal["validation", "test"],
-    shots: int | Literal["paper"],
-    parity: bool,
-    shots_from_test: bool,
-    chat_template: bool,
-    controls: str,
-    limit: int | None,
-    against: Path | None,
-    out: Path,
-    data: Path | None,
-    corpus_directory: Path | None,
-    offline: bool,
-) -> None:
+def eval_command(against: Path | None, out: Path, **options: Any) -> None:
     """Score a model on benchmarks; a second call continues where it stopped.
 
     \b
@@ -59,25 +43,10 @@ def eval_command(
     frbio eval --model runs/demo/train --tasks core-fr --offline \\
                --out scores/adapted --against scores/base
     """
-    from frbio_lite.pipeline import evaluate_model
-
-    settings = section(
-        "Eval",
-        tasks=split_names(tasks),
-        shots=shots,
-        parity=parity,
-        shots_from_test=shots_from_test,
-        chat_template=chat_template,
-        controls=split_names(controls),
-        limit=limit,
-    )
-    evaluate_model(
-        name, adapter, settings, out, split=split, corpus_directory=corpus_directory, data=data, offline=offline
-    )
-    rows = json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"]
+    rows = api.evaluate(out=out, **options)
     print_table(
         ["task", "metric", "value", "95 % interval", "items"],
-        [[r["task"], r["metric"], f"{r['value']:.3f}", interval(r["low"], r["high"]), str(r["items"])] for r in rows],
+        [[r.task, r.metric, f"{r.value:.3f}", interval(r.low, r.high), str(r.items)] for r in rows],
     )
     if against is not None:
         _print_comparison((against, out), 1.0, None)
@@ -104,14 +73,12 @@ def compare_command(results: tuple[Path, ...], margin: float, out: Path | None) 
 
 
 def _print_comparison(results: tuple[Path, ...], margin: float, out: Path | None) -> None:
-    from frbio_lite.evaluation import compare as module
+    from frbio_lite.evaluation.compare import group_table, task_table
 
-    found = module.compare(results, margin=margin)
-    for table in (module.task_table(found), module.group_table(found)):
+    found = api.compare(results, margin=margin, out=out)
+    for table in (task_table(found), group_table(found)):
         print_table(table[0], table[1:])
     click.echo(found.verdict)
-    if out is not None:
-        module.write(found, out)
 
 
 @click.group("tasks")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from frbio_lite.cli.common import F, Shots, data_options, interval, print_table, section, split_names
+from frbio_lite import api
+from frbio_lite.cli.common import F, Shots, data_options, interval, print_table
 from frbio_lite.errors import RequestError
-from frbio_lite.hub import digest_ahead, fetch
 
 MERGE_METHODS = (
     "linear, slerp, nuslerp, task_arithmetic, ties, dare_linear, dare_ties, della, breadcrumbs, model_stock, karcher, "
@@ -49,7 +48,7 @@ def _method_options(command: F) -> F:
 @click.command("merge")
 @click.option("--base", help="The base: a directory, a Hub id, or demo.")
 @click.option("--adapter", help="The adapter: a directory or a Hub id.")
-@click.option("--model", "tuned", multiple=True, help="An adapted model: a directory or a Hub id (repeatable).")
+@click.option("--model", multiple=True, help="An adapted model: a directory or a Hub id (repeatable).")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -69,7 +68,6 @@ def _method_options(command: F) -> F:
 )
 @click.option(
     "--vocab",
-    "vocabulary",
     type=click.Choice(["same", "base"]),
     default="same",
     help="base: bring a model with another vocabulary to the base's.",
@@ -84,26 +82,7 @@ def _method_options(command: F) -> F:
 @click.option("--shard-size", default="5GB", metavar="SIZE", help="Largest file of weights, such as 500MB or 2GB.")
 @click.option("--verify", is_flag=True, help="Load the written model and compare its logits with what it was made of.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The merged model's directory.")
-def merge_command(
-    base: str | None,
-    adapter: str | None,
-    tuned: tuple[str, ...],
-    config: Path | None,
-    method: str,
-    ratio: float,
-    profile: tuple[str, ...],
-    density: float,
-    gamma: float,
-    epsilon: float,
-    seed: int,
-    adapter_base: Literal["bf16", "nf4-dequant"],
-    vocabulary: Literal["same", "base"],
-    dtype: Literal["auto", "bfloat16", "float16", "float32"],
-    stochastic_rounding: bool,
-    shard_size: str,
-    verify: bool,
-    out: Path,
-) -> None:
+def merge_command(config: Path | None, **options: Any) -> None:
     """Merge an adapter or adapted models into their base and write the result, block by block.
 
     \b
@@ -112,39 +91,7 @@ def merge_command(
     """
     if config is not None:
         _only_config()
-    shard_bytes = _bytes(shard_size)
-    directories = [] if config else [_directory(n) for n in (base, *_adapted(base, adapter, tuned))]
-    digest_ahead(directories or _models_named(config))  # hashed by another thread while torch loads
-    from frbio_lite.merging import Parameters, parse_profile
-    from frbio_lite.merging.run import Output, merge_config, merge_to
-
-    output = Output(out, dtype, stochastic_rounding, seed, shard_bytes, verify)
-    output.check()
-    if config is not None:
-        click.echo(merge_config(config, output))
-        return
-    merge_to(
-        directories[0],
-        directories[1:],
-        output,
-        method=method,
-        ratio=ratio,
-        parameters=Parameters(density, gamma, epsilon, seed),
-        profile=parse_profile(profile),
-        adapter_base=adapter_base,
-        vocabulary=vocabulary,
-    )
-    click.echo(out)
-
-
-def _models_named(config: Path | None) -> list[Path]:
-    """The directories that a mergekit configuration seems to name; whether it is one is found out later."""
-    named = (
-        re.findall(r"model:\s*['\"]?([^\s'\"#,}]+)", config.read_text(encoding="utf-8", errors="replace"))
-        if config
-        else []
-    )
-    return [Path(name) for name in dict.fromkeys(named) if Path(name).is_dir()]
+    click.echo(api.merge(config=config, **options))
 
 
 def _only_config() -> None:
@@ -153,7 +100,7 @@ def _only_config() -> None:
     for name in (
         "base",
         "adapter",
-        "tuned",
+        "model",
         "method",
         "ratio",
         "profile",
@@ -163,37 +110,13 @@ def _only_config() -> None:
         "adapter_base",
     ):
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            raise RequestError(f"--config says what is merged and how: leave out --{name.replace('tuned', 'model')}")
-
-
-def _adapted(base: str | None, adapter: str | None, tuned: tuple[str, ...]) -> list[str]:
-    if base is None:
-        raise RequestError("give the base, --base MODEL, or a mergekit configuration, --config FILE")
-    if (adapter is None) == (not tuned):
-        raise RequestError("give the adapted side: --adapter DIR, or --model DIR once or more")
-    return [adapter] if adapter else list(tuned)
-
-
-def _directory(name: str | None) -> Path:
-    if name in ("demo", "demo-untrained"):
-        from frbio_lite.pipeline import locate
-
-        return locate(name)
-    return fetch(str(name))
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
-    size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")) if found else 0
-    if size <= 0:
-        raise RequestError(f"--shard-size {text}: write a size such as 500MB or 2GB")
-    return size
+            raise RequestError(f"--config says what is merged and how: leave out --{name}")
 
 
 @click.command("ablate")
 @click.option("--base", required=True, help="The base: a directory, a Hub id, or demo.")
 @click.option("--adapter", help="The adapter: a directory or a Hub id.")
-@click.option("--model", "tuned", multiple=True, help="An adapted model: a directory or a Hub id (repeatable).")
+@click.option("--model", multiple=True, help="An adapted model: a directory or a Hub id (repeatable).")
 @click.option("--methods", default="slerp", help=f"Comma-separated, of {MERGE_METHODS.replace('model_stock, ', '')}.")
 @click.option("--ratios", default="0:1:0.25", help="START:END:STEP or a comma-separated list.")
 @click.option("--tasks", required=True, help="Comma-separated tasks or sets.")
@@ -229,31 +152,10 @@ def _bytes(text: str) -> int:
 @click.option("--shots", type=Shots(), default=0, help="Examples before each question, or paper (as for eval).")
 @click.option("--limit", type=int, help="Items per task.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=17, help="Of what is random, intervals included.")
-@click.option("--no-test", is_flag=True, help="Leave out the report of base, adapted model and choice on test items.")
+@click.option("--test/--no-test", default=True, help="Report base, adapted model and choice on test items.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the results go.")
 @data_options
-def ablate_command(
-    base: str,
-    adapter: str | None,
-    tuned: tuple[str, ...],
-    methods: str,
-    ratios: str,
-    tasks: str,
-    choose: str,
-    retain: str,
-    profile: tuple[str, ...],
-    nf4: bool,
-    adapter_base: str,
-    shots: int | Literal["paper"],
-    limit: int | None,
-    seed: int,
-    no_test: bool,
-    out: Path,
-    data: Path | None,
-    corpus_directory: Path | None,
-    offline: bool,
-    **merging: Any,
-) -> None:
+def ablate_command(out: Path, test: bool, **options: Any) -> None:
     """Score many merge ratios with the models loaded once and none written; choose one on validation items.
 
     The choice is then reported on test items. The figures are in OUT/ablation.csv, the picture in OUT/pareto.svg.
@@ -262,33 +164,7 @@ def ablate_command(
     frbio ablate --base demo --model runs/demo/train --ratios 0:1:0.1 \\
                  --tasks demo-medical,demo-general --out ratios
     """
-    from frbio_lite.ablation.rule import parse_ratios, parse_retain
-    from frbio_lite.merging import parse_profile
-    from frbio_lite.pipeline import ablate_ratios
-
-    chosen = section(
-        "Merge",
-        methods=split_names(methods),
-        ratios=parse_ratios(ratios),
-        choose={"maximise": choose.removeprefix("max-"), "retain": parse_retain(retain)},
-        base=adapter_base,
-        profile=[{"filter": part, "values": list(values)} for part, values in parse_profile(profile).entries],
-        **merging,
-    )
-    ablate_ratios(
-        base,
-        _adapted(base, adapter, tuned),
-        chosen,
-        section("Eval", tasks=split_names(tasks), shots=shots, limit=limit),
-        out,
-        nf4=nf4,
-        test=not no_test,
-        corpus_directory=corpus_directory,
-        data=data,
-        offline=offline,
-        seed=seed,
-    )
-    choice = json.loads((out / "choice.json").read_text(encoding="utf-8"))
+    choice = api.ablate(out=out, test=test, **options)
     groups = sorted(choice["candidates"][0]["gains"])
     wanted = (choice["method"], choice["ratio"])
     print_table(
@@ -299,7 +175,7 @@ def ablate_command(
         ],
     )
     click.echo(choice["why"])
-    if not no_test:
+    if test:
         _test_table(out / "test")
 
 

@@ -8,15 +8,13 @@ from typing import Any
 
 import click
 
+from frbio_lite import api
 from frbio_lite.cli.common import print_table, recipe_options
 from frbio_lite.recipe import load_recipe
 
 
 def _run(recipe: str, overrides: tuple[str, ...], out: Path | None, **how: Any) -> Path:
-    from frbio_lite.pipeline import run  # torch and transformers load only for the verbs that need them
-
-    loaded = load_recipe(recipe, overrides)
-    return run(loaded, out or Path("runs") / loaded.name, **how)
+    return api.run(load_recipe(recipe, overrides), out=out, **how)
 
 
 @click.command("run")
