@@ -18,7 +18,7 @@ OPS = {
     "adamw4bit",
 }  # fmt: skip
 WITHOUT_BACKWARD = {"nf4_dequantise", "interpolate", "adamw4bit"}
-LIBRARIES = ["gpu", "torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel", "torchao"]
+LIBRARIES = ["gpu", "torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel", "torchao", "unsloth"]
 Rows = list[dict[str, str]]
 
 
@@ -33,6 +33,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     out = tmp_path_factory.mktemp("bench")
     done = run("--tiny", "--out", str(out))
     assert done.returncode == 0, done.stderr
+    assert {path.stem for path in out.glob("*.svg")} == {path.stem for path in out.glob("*.csv")}
     return {path.stem: list(csv.DictReader(path.open(encoding="utf-8"))) for path in out.glob("*.csv")}
 
 
@@ -76,18 +77,47 @@ def test_ours_and_the_plain_loop_train_alike(tables: dict[str, Rows]) -> None:
     rows = {(row["method"], row["implementation"]): row for row in tables["training"]}
     assert set(rows) == {(method, which) for method in ("qlora", "full") for which in ("ours", "plain")}
     assert list(tables["training"][0]) == [
-        "part", "model", "method", "implementation", "cap_gib", "sequence_length", "tokens_per_step", "micro_batch_size", "steps",
-        "tokens_per_second", "peak_allocated", "peak_reserved", "predicted_reserved", "first_loss", "last_loss", "status",
-        *LIBRARIES,
+        "part", "model", "method", "implementation", "precision", "cap_gib", "sequence_length", "tokens_per_step",
+        "micro_batch_size", "steps", "tokens_per_second", "slowest_turn", "fastest_turn", "peak_allocated", "peak_reserved",
+        "predicted_reserved", "first_loss", "last_loss", "loss_gap", "status", *LIBRARIES,
     ]  # fmt: skip
-    for row in (*rows.values(), *tables["fits"]):
-        assert row["status"] == "ok" and float(row["tokens_per_second"]) > 0.0
-    for method in ("qlora", "full"):  # the same tokens and weights; ours has the head in 4 bits as well
-        ours, plain = (rows[method, which] for which in ("ours", "plain"))
-        assert float(ours["predicted_reserved"]) > 0.0
-        for loss in ("first_loss", "last_loss"):
-            assert float(ours[loss]) == pytest.approx(float(plain[loss]), rel=1e-3 if method == "qlora" else 1e-5)
-    assert {(row["method"], row["implementation"]) for row in tables["fits"]} == {("qlora", "ours"), ("full", "ours")}
+    for row in (*rows.values(), *tables["fits"], *tables["fp16"]):
+        assert row["status"] == "ok"
+        assert 0.0 < float(row["slowest_turn"]) <= float(row["tokens_per_second"]) <= float(row["fastest_turn"])
+    for method in (
+        "qlora",
+        "full",
+    ):  # the same tokens and weights; ours has the head and the optimizer's states in 4 bits
+        assert float(rows[method, "ours"]["predicted_reserved"]) > 0.0
+        assert float(rows[method, "plain"]["loss_gap"]) == 0.0
+        assert 0.0 < float(rows[method, "ours"]["loss_gap"]) < (5e-3 if method == "qlora" else 1e-3)
+    for part in ("fits", "fp16"):
+        assert {(row["method"], row["implementation"]) for row in tables[part]} == {("qlora", "ours"), ("full", "ours")}
+
+
+@pytest.mark.slow
+def test_each_step_of_a_training_has_its_loss(tables: dict[str, Rows]) -> None:
+    for row in tables["training"]:
+        same = ("model", "method", "implementation")
+        curve = [r for r in tables["training_losses"] if all(r[name] == row[name] for name in same)]
+        assert [int(r["step"]) for r in curve] == list(range(1, int(row["steps"]) + 1))
+        assert (curve[0]["loss"], curve[-1]["loss"]) == (row["first_loss"], row["last_loss"])
+
+
+def test_the_rate_is_that_of_the_median_turn_after_warming_up() -> None:
+    sys.path.insert(0, str(RUN.parent))
+    try:
+        from training import TURN, TURNS, WARM_UP, gap, rate
+    finally:
+        sys.path.remove(str(RUN.parent))
+    turns = [0.5, 4.0, 1.0, 2.0, 0.25]  # seconds of a step
+    seconds = [100.0] * WARM_UP + [s for s in turns for _ in range(TURN)]
+    assert len(turns) == TURNS
+    assert rate(seconds, 100) == {"tokens_per_second": 100.0, "slowest_turn": 25.0, "fastest_turn": 400.0}
+    assert (
+        gap([2.0, 1.1], [2.0, 1.0]) == pytest.approx(0.1)
+        and gap([1.0], []) == gap([], []) == gap([1.0, 2.0], [1.0]) == ""
+    )
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-LIBRARIES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel", "torchao")
+LIBRARIES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "liger-kernel", "torchao", "unsloth")
 
 
 def machine() -> dict[str, str]:

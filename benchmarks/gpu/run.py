@@ -4,7 +4,8 @@
     python benchmarks/gpu/run.py --only kernels --only fits --cap-gib 12
     python benchmarks/gpu/run.py --tiny --out DIR   # tiny shapes on a CPU: tries the logic, measures nothing of use
 
-Writes kernels.csv, training.csv and fits.csv, rows as they come, into results/ beside this file or into --out.
+Writes a table for each part, rows as they come, with the losses of each step of a training and a drawing (plot.py), into results/
+beside this file or into --out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 import click
 import torch
 
-PARTS = ("kernels", "training", "fits")
+PARTS = ("kernels", "training", "fits", "fp16")
 
 
 def measure(part: str, tiny: bool, cap_gib: float) -> tuple[tuple[str, ...], Iterator[dict[str, Any]]]:
@@ -29,7 +30,7 @@ def measure(part: str, tiny: bool, cap_gib: float) -> tuple[tuple[str, ...], Ite
 
     if part == "kernels":
         return ops.COLUMNS, ops.run(tiny)
-    return training.COLUMNS, training.run(tiny, cap_gib, fits=part == "fits")
+    return training.COLUMNS, training.run(part, tiny, cap_gib)
 
 
 @click.command()
@@ -41,15 +42,27 @@ def main(only: tuple[str, ...], tiny: bool, cap_gib: float, out: Path) -> None:
     if not tiny and not torch.cuda.is_available():
         raise click.ClickException("there is no CUDA GPU here: nothing is measured (--tiny tries the logic on a CPU)")
     from common import write
+    from plot import draw
+    from training import LOSS_COLUMNS
 
     out.mkdir(parents=True, exist_ok=True)
     for part in only or PARTS:
         rows: list[dict[str, Any]] = []
+        losses: list[dict[str, Any]] = []
         columns, measured = measure(part, tiny, cap_gib)
         for row in measured:
+            curve = row.pop("losses", [])
+            losses += [{**_shared(row), "step": step, "loss": loss} for step, loss in enumerate(curve, 1)]
             rows.append(row)
             click.echo(", ".join(f"{name} {value}" for name, value in row.items() if value not in ("", None)))
             write(out / f"{part}.csv", columns, rows)
+            if losses:
+                write(out / f"{part}_losses.csv", LOSS_COLUMNS, losses)
+        draw(part, rows, losses, out)
+
+
+def _shared(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("part", "model", "method", "implementation")}
 
 
 if __name__ == "__main__":
