@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from frbio_lite.errors import RequestError
 from frbio_lite.hub import digest_ahead, fetch
 from frbio_lite.recipe import Eval, Merge, Recipe, Section, load_recipe
+from frbio_lite.tracking import Tool
 
 if TYPE_CHECKING:
     from frbio_lite.evaluation import Row
@@ -44,23 +45,42 @@ def run(
     data: Name | None = None,
     workers: int | None = None,
     strict: bool = False,
+    track: Tool | None = None,
+    lang: Literal["en", "fr"] = "en",
 ) -> Path:
     """Run a recipe (a shipped name, a file, or a loaded one); returns the run's directory, by default runs/NAME.
 
     `overrides` changes values by dotted key, `{"train.tokens": 1_000_000}`; `until` is the last stage to run; `fresh` makes
     every stage anew; `data` holds local copies of benchmarks; the corpus stage uses `workers` processes and, if `strict`,
-    ends at what it cannot read.
+    ends at what it cannot read; `track` gives the training's log to that tool as well;
+    `lang` is the report's language.
     """
     from frbio_lite import pipeline
 
     loaded = _recipe(recipe, overrides)
     place = Path(out) if out is not None else Path("runs") / loaded.name
-    return pipeline.run(loaded, place, until=until, fresh=fresh, data=_path(data), workers=workers, strict=strict)
+    return pipeline.run(
+        loaded,
+        place,
+        until=until,
+        fresh=fresh,
+        data=_path(data),
+        workers=workers,
+        strict=strict,
+        track=track,
+        lang=lang,
+    )
 
 
-def train(recipe: Name | Recipe, *, out: Name, overrides: Mapping[str, object] | None = None) -> Path:
+def train(
+    recipe: Name | Recipe,
+    *,
+    out: Name,
+    overrides: Mapping[str, object] | None = None,
+    track: Tool | None = None,
+) -> Path:
     """Train as a recipe says, on its packed corpus in `out`, made first if missing; returns the trained weights' directory."""
-    return run(recipe, out=out, overrides=overrides, until="train") / "train"
+    return run(recipe, out=out, overrides=overrides, until="train", track=track) / "train"
 
 
 def merge(

@@ -7,6 +7,7 @@ a stage whose artifact carries the key it would use again has nothing to do.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -26,7 +27,9 @@ from frbio_lite.errors import RequestError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 KEY_FILE = "key.json"
+CARD = "README.md"  # of a model: written again when results come, so no part of what the manifest vouches for
 LOCK_FILE = ".lock"
+LOCKLESS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}  # what flock says where there are no locks
 LIBRARIES = ("frbio-lite", "torch", "transformers", "peft", "bitsandbytes", "datasets", "numpy", "tokenizers")
 
 Kind = Literal["Documents", "PackedTokens", "TrainedWeights", "Ablation", "MergedModel", "EvalResult", "Report"]
@@ -192,7 +195,7 @@ def writing(
             files = {
                 name: FileRecord(bytes=p.stat().st_size, xxh3=writer.hashes.get(name) or file_hash(p))
                 for name, p in ((p.relative_to(partial).as_posix(), p) for p in sorted(partial.rglob("*")))
-                if p.is_file() and p.name not in {KEY_FILE, LOCK_FILE}
+                if p.is_file() and p.name not in {KEY_FILE, LOCK_FILE, CARD}
             }
             digest = canonical_hash({n: f.xxh3 for n, f in files.items() if n.rsplit("/", 1)[-1] not in measured})
             manifest = Manifest(
@@ -237,7 +240,10 @@ def _partial_key(partial: Path) -> str | None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold `directory` (made if missing) for one process. Raises RequestError when another one holds it."""
+    """Hold `directory` (made if missing) for one process. Raises RequestError when another one holds it.
+
+    Where the file system has no locks, as some mounted network folders have none, the work goes on without one.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -246,9 +252,10 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RequestError(
-                f"another frbio process is working in {directory}: wait for it or choose another --out"
-            ) from error
+            if error.errno not in LOCKLESS:
+                raise RequestError(
+                    f"another frbio process is working in {directory}: wait for it or choose another --out"
+                ) from error
         yield
 
 

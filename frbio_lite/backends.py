@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +19,21 @@ import torch
 from frbio_lite import recipe
 from frbio_lite.device import pick_device
 from frbio_lite.errors import RequestError
+from frbio_lite.hub import text_prefix
 from frbio_lite.model import Model, hidden_states
 
-HEAD_MODULES = ("embed_tokens", "lm_head")
 DECODER_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LEAK = 1e-3  # of the hidden states' size: what another document's tokens may change is nothing but rounding
 
 
 def check_backend(base: recipe.Base, train: recipe.Train) -> None:
     """Raise RequestError when `base.backend` or `base.quantize_head` cannot be had with this training, on this machine."""
-    if base.quantize_head:
-        if train.method != "qlora":
-            raise RequestError(
-                f"base.quantize_head: embeddings and head in 4 bits go with train.method: qlora, not {train.method}: "
-                "leave it out"
-            )
-        if base.backend == "unsloth":
-            raise RequestError("base.quantize_head: unsloth keeps embeddings and head in 16 bits: use backend: native")
-        if trained := [name for name in HEAD_MODULES if _targets(train.lora.targets, name)]:
-            raise RequestError(
-                f"base.quantize_head: train.lora.targets trains {trained[0]}, which cannot be in 4 bits then: "
-                "leave one of the two out"
-            )
-    if base.backend == "unsloth":
-        _check_unsloth(train)
-
-
-def _targets(targets: str | list[str], name: str) -> bool:
-    if isinstance(targets, str):  # "all-linear" leaves the head out; else PEFT reads a regular expression
-        return targets != "all-linear" and any(re.fullmatch(targets, n) for n in (name, f"model.{name}"))
-    return name in {target.split(".")[-1] for target in targets}
-
-
-def _check_unsloth(train: recipe.Train) -> None:
-    if importlib.util.find_spec("unsloth") is None:
+    if why := recipe.conflict(base, train):
+        raise RequestError(why)
+    if base.backend == "unsloth" and importlib.util.find_spec("unsloth") is None:
         raise RequestError('base.backend: unsloth is not installed: pip install "frbio-lite[unsloth]", or use native')
-    if pick_device().type != "cuda":
+    if base.backend == "unsloth" and pick_device().type != "cuda":
         raise RequestError("base.backend: unsloth needs a GPU and this machine has none: use native")
-    if train.method == "full":
-        raise RequestError("base.backend: unsloth trains adapters here: use train.method: qlora or lora, or native")
 
 
 def load_unsloth(
@@ -66,6 +41,8 @@ def load_unsloth(
 ) -> Model:
     """The base with fresh adapters in fp32, as unsloth loads it. Raises RequestError when it does not load, or its attention
     lets packed documents see each other although `packing.document_mask` is on."""
+    if text_prefix(directory):
+        raise RequestError("base.backend: unsloth would adapt this model's part for images as well: use native")
     FastLanguageModel = importlib.import_module("unsloth").FastLanguageModel
 
     lora = settings.lora

@@ -21,6 +21,7 @@ BF16_CAPABILITY = (8, 0)  # Ampere; before it bf16 is emulated and slow
 # Our fused kernels: from Turing (T4) in fp32 and fp16, from BF16_CAPABILITY in bf16. Matrix products stay with cuBLAS.
 KERNEL_CAPABILITY = (7, 5)
 KERNEL_FAMILIES = ("Qwen3", "Llama", "Mistral", "Gemma 3", "SmolLM3")  # whose modules `kernels.swap` knows
+LIBRARIES = ("bitsandbytes", "peft", "transformers", "datasets")
 HUB = ("huggingface.co", 443)
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -85,7 +86,7 @@ def examine(directory: Path) -> list[Check]:
         _gpu(),
         _dtype(),
         _kernels(),
-        *map(_library, ("triton", "bitsandbytes", "peft", "transformers", "datasets")),
+        *map(_library, ("triton", *LIBRARIES)),
         _unsloth(),
         _memory(),
         _disk(directory),
@@ -97,9 +98,22 @@ def as_dict(checks: list[Check]) -> dict[str, Any]:
     return {c.name: {k: v for k, v in asdict(c).items() if k != "name"} for c in checks}
 
 
+def verdict(checks: list[Check]) -> str:
+    """What the checks come to, and what to do next."""
+    usable = {c.name for c in checks if c.ok}
+    if missing := [name for name in LIBRARIES if name not in usable]:
+        return f"Not everything works here: pip install {' '.join(missing)}"
+    if "gpu" not in usable:
+        return "Small models train here, on the CPU; the other recipes are meant for a GPU."
+    return "Models train here, on the GPU: `frbio plan RECIPE` says whether a recipe fits."
+
+
 def _python() -> Check:
+    threads = torch.get_num_threads()
     return Check(
-        "python", True, f"{platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        "python",
+        True,
+        f"{platform.python_version()}, torch {torch.__version__}, {threads} thread{'s' if threads > 1 else ''}",
     )
 
 
@@ -128,9 +142,9 @@ def _kernels() -> Check:
     device = pick_device()
     dtype = pick_dtype("auto", device)
     why = why_no_kernels(device, dtype)
-    where = why or f"in {str(dtype).removeprefix('torch.')}"
     families = ", ".join(KERNEL_FAMILIES)
-    return Check("kernels", why is None, f"{where}; for {families}: other models train in plain torch")
+    used = f"in {str(dtype).removeprefix('torch.')} for {families}; other models train in plain torch"
+    return Check("kernels", why is None, why or used)
 
 
 def _library(name: str) -> Check:
@@ -157,7 +171,7 @@ def _memory() -> Check:
 
 def _disk(directory: Path) -> Check:
     existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
+    existing, free = existing.absolute(), shutil.disk_usage(existing).free
     return Check(
         "disk", free > 5e9, f"{free / 1e9:.0f} GB free at {existing}" + ("" if free > 5e9 else ": a run may need more")
     )
@@ -175,5 +189,6 @@ def _hub() -> Check:
         return Check(
             "hub",
             False,
-            f"{HUB[0]} is not reachable ({error}): pass local directories; `frbio run demo` needs no network",
+            f"{HUB[0]} is not reachable ({error.strerror or error}): pass local directories; "
+            "`frbio run demo` needs no network",
         )

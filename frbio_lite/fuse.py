@@ -4,11 +4,12 @@
 
 `train.kernels: off` leaves the library's own code, and so does `auto` where something speaks against the kernels; the figures say
 what. A kernel that does not compile or launch on this machine shows in the trial, one forward and backward of sixteen tokens: the
-model is put back as it was, with one warning.
+model is put back as it was, with one warning. So it is when one fails later, on a shape that the trial did not have (`give_up`).
 """
 
 from __future__ import annotations
 
+import traceback
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, Literal
@@ -53,7 +54,7 @@ def fall_back(model: Model, error: Exception, device: torch.device) -> Swapped:
     """
     restore(model)
     allow(False)
-    why = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    why = _told(error)
     if device.type == "cuda":
         try:
             torch.cuda.synchronize(device)
@@ -63,6 +64,36 @@ def fall_back(model: Model, error: Exception, device: torch.device) -> Swapped:
             ) from gone
     say(f"train: warning: the fused kernels do not run here ({why}); going on in plain torch")
     return Swapped({}, {"all": why})
+
+
+def give_up(model: Model, error: Exception, device: torch.device, stepped: bool) -> dict[str, Any]:
+    """After an error in a training step: `fall_back`, as figures, if a kernel raised it; any other error goes on its way.
+
+    `stepped`: weights have been changed in this step, so that it cannot be repeated: RequestError.
+    """
+    if failed_kernel(error) is None:
+        raise error
+    if stepped:
+        raise RequestError(
+            f"a fused kernel failed after weights of this step had been stepped ({_told(error)}): "
+            "start again with train.kernels: off; the run goes on from its newest checkpoint"
+        ) from error
+    return asdict(fall_back(model, error, device))
+
+
+def failed_kernel(error: BaseException) -> str | None:
+    """The operation whose kernel an error passed on its way up, such as rms_norm; None where it passed none."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith(("frbio_lite.kernels.", "frbio_lite.optim.")) and module.endswith(".kernel"):
+            return module.split(".")[-2]
+    return None
+
+
+def _told(error: Exception) -> str:
+    kernel = failed_kernel(error)
+    why = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    return why if kernel is None else f"{kernel}: {why}"
 
 
 def _against(dtype: torch.dtype, device: torch.device) -> str | None:

@@ -10,11 +10,13 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -32,6 +34,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",  # of images
+    "processor_config.json",
 )
 FETCHED = (
     "*.safetensors",
@@ -42,7 +46,11 @@ FETCHED = (
     *TOKENIZER_FILES,
 )
 IDENTIFYING = ("config.json", "adapter_config.json", "tokenizer.json")
+# Models of text and images whose text part is adapted: what their files put before the names of the text model's tensors.
+TEXT_PREFIXES = {"gemma3": "language_model."}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+COMMIT = re.compile("[0-9a-f]{40}")
+PATIENCE = 10.0  # seconds that the Hub has for an answer
 
 logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # its retries; what is wrong is said once, by us
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # that a kernel nobody asks for is missing
@@ -77,28 +85,79 @@ def fetch(name: str, revision: str | None = None) -> Path:
 
 
 def _snapshot(name: str, revision: str | None) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError
 
+    if revision and COMMIT.fullmatch(revision):  # what a commit holds never changes: nobody has to be asked
+        with suppress(OSError, HFValidationError):
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED), local_files_only=True))
+    offline = why_offline()
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED)))
-    except GatedRepoError as error:
+    except HFValidationError as error:
+        raise RequestError(f"{name} cannot be the name of a Hub model: {first_line(error)}") from error
+    except (OSError, httpx.HTTPError) as error:
+        if refused := why_refused("model", name, revision):
+            raise RequestError(refused) from error
+        if not offline:
+            raise RequestError(
+                f"the download of {name} broke off ({first_line(error)}): the same command continues it"
+            ) from error
         raise RequestError(
-            f"{name} asks for its terms to be accepted: accept them on its Hub page, then run `hf auth login`"
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise RequestError(f"the Hub has no model {name}" + (f" at revision {revision}" if revision else "")) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise RequestError(
-            f"{name} is not in the local cache and the Hub is not reachable: where there is a network run "
+            f"{name} is not in the local cache and the Hub is not reachable ({offline}): where there is a network run "
             f"`hf download {name} --local-dir DIR`, bring DIR here and pass it as base.model"
         ) from error
+
+
+@cache
+def why_offline() -> str | None:
+    """Why the Hub cannot be asked, or None when it can; found out once in a process.
+
+    The libraries would try to reach it for half a minute for each thing. Where it does not answer they are put in the mode
+    that HF_HUB_OFFLINE asks for, in which they use what they have and else say so at once.
+    """
+    import httpx
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        if get_session().head(constants.ENDPOINT, timeout=PATIENCE).status_code < 500:
+            return None
+    except httpx.HTTPError:
+        pass
+    constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:  # it reads that constant when it loads
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+    return f"{constants.ENDPOINT} does not answer"
+
+
+def why_refused(kind: Literal["model", "dataset"], name: str, revision: str | None) -> str | None:
+    """What the Hub has against handing out a repository, and what to do; None when it has nothing or cannot be asked."""
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    api = HfApi()
+    try:
+        api.repo_info(name, repo_type=kind, revision=revision, timeout=PATIENCE)
+        api.auth_check(name, repo_type=kind)
+    except GatedRepoError:
+        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        return f"the {kind} {name} asks for its terms to be accepted: accept them on {page}, then run `hf auth login`"
+    except RepositoryNotFoundError:
+        return f"the Hub has no {kind} {name}, or hides it from you: check the name, or run `hf auth login`"
+    except RevisionNotFoundError:
+        return f"the Hub has no revision {revision} of the {kind} {name}: take one from its history, or none for the newest"
+    except (OSError, httpx.HTTPError):
+        return None
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name when it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 _ahead: dict[Path, Future[str]] = {}
@@ -137,13 +196,28 @@ def _hashed(path: Path, size: int, changed: int) -> str:
 
 
 def load_config(directory: Path) -> Any:
-    """The model's configuration. Raises RequestError when it is missing, broken or of an architecture transformers lacks."""
+    """The configuration of the model, or of its text part. Raises RequestError when it is missing, broken or of an
+    architecture transformers lacks."""
     from transformers import AutoConfig  # slow to load, and rarely needed where only weights move
 
     try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True)
+        return text_part(AutoConfig.from_pretrained(directory, local_files_only=True))
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(f"{directory} has no usable config.json: {str(error).splitlines()[0]}") from error
+
+
+def text_part(config: Any) -> Any:
+    """The configuration of the text model in one of TEXT_PREFIXES, any other configuration as it is."""
+    return config.get_text_config() if config.model_type in TEXT_PREFIXES else config
+
+
+def text_prefix(directory: Path) -> str:
+    """What stands before the text model's tensor names in a model's files: nothing, but for a model of text and images."""
+    try:
+        settings = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return TEXT_PREFIXES.get(settings["model_type"], "")
+    except (OSError, ValueError, KeyError, TypeError):  # whoever needs the file says what is wrong with it
+        return ""
 
 
 def is_adapter(directory: Path) -> bool:

@@ -6,23 +6,29 @@ executes code that came with a model.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from frbio_lite import recipe
+from frbio_lite.artifacts import write_json
 from frbio_lite.errors import RequestError
-from frbio_lite.hub import check_parent, is_adapter
+from frbio_lite.hub import check_parent, copy_tokenizer, is_adapter, load_config, text_prefix
 from frbio_lite.kernels.linear_cross_entropy import SMALLEST_CHUNK, linear_cross_entropy
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # peft takes seconds to load, which models without adapters need not wait for
 
 Model = Any  # a transformers causal LM, or a PeftModel around one
 Tokenizer = Any
@@ -71,7 +77,8 @@ def leading_tokens(tokenizer: Tokenizer) -> list[int]:
 def load_model(directory: Path, *, dtype: torch.dtype, device: torch.device, nf4: bool = False) -> Model:
     """A causal LM with weights in `dtype`; with `nf4` all its linear layers but the head are in 4 bits, doubly quantised.
 
-    Raises RequestError when the weights do not load.
+    Of a model of text and images (`hub.TEXT_PREFIXES`) this is the text model; the rest is not read. Raises RequestError
+    when the weights do not load, or do not make a whole model.
     """
     quantization = (
         BitsAndBytesConfig(
@@ -83,9 +90,13 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: torch.device, nf4
         if nf4
         else None
     )
+    prefix = text_prefix(directory)
+    part = {"config": load_config(directory), "key_mapping": {f"^{re.escape(prefix)}": ""}} if prefix else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             directory,
+            **part,
+            output_loading_info=True,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
@@ -97,7 +108,31 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: torch.device, nf4
         raise RequestError(
             f"{directory} does not load as a causal language model: {str(error).splitlines()[0]}"
         ) from error
+    if missing := sorted(found["missing_keys"]):  # they would hold random numbers
+        raise RequestError(f"{directory} does not load as a causal language model: it has no tensor for {missing[0]}")
     return (model if nf4 else model.to(device)).eval()
+
+
+def save_model(model: Model, base: Path, directory: Path) -> None:
+    """Write a trained causal LM in the dtypes it has, with the tokenizer of `base`, under its tensor names.
+
+    The rest of a model of text and images goes with it as it was, so that the whole loads as before.
+    """
+    copy_tokenizer(base, directory)
+    if not (prefix := text_prefix(base)):
+        model.save_pretrained(directory)
+        return
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    state = {prefix + n: t.contiguous() for n, t in model.state_dict().items() if not (tied and n == "lm_head.weight")}
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            state |= {name: file.get_tensor(name) for name in file.keys() if not name.startswith(prefix)}  # noqa: SIM118
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    for part in (config, config["text_config"]):
+        part.pop("torch_dtype", None)
+        part["dtype"] = str(model.dtype).removeprefix("torch.")
+    write_json(directory / "config.json", config)
 
 
 def untie(model: Model) -> None:
@@ -115,6 +150,8 @@ def attach_lora(model: Model, lora: recipe.Lora, seed: int) -> PeftModel:
 
     Raises RequestError on targets that the model lacks.
     """
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(seed)
     config = LoraConfig(
         r=lora.rank,
@@ -137,6 +174,8 @@ def load_adapter(model: Model, base: Path, directory: Path) -> PeftModel:
     if not is_adapter(directory):
         raise RequestError(f"{directory} is no adapter (it has no adapter_config.json): pass a whole model as --model")
     check_parent(base, directory)
+    from peft import PeftModel, get_peft_model_state_dict
+
     try:
         adapted = PeftModel.from_pretrained(model, str(directory), local_files_only=True).eval()
         with safe_open(directory / "adapter_model.safetensors", framework="pt") as file:
@@ -157,7 +196,8 @@ def load_adapter(model: Model, base: Path, directory: Path) -> PeftModel:
 
 def causal_lm(model: Model) -> Model:
     """The transformers model inside a PeftModel (its adapters stay active), or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = getattr(model, "get_base_model", None)
+    return inner() if inner is not None else model
 
 
 def hidden_states(

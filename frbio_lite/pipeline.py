@@ -38,16 +38,21 @@ from frbio_lite.device import peak_memory, pick_device, pick_dtype
 from frbio_lite.errors import RequestError
 from frbio_lite.evaluation import compare
 from frbio_lite.evaluation.tasks import SplitName
+from frbio_lite.export.card import update_card
 from frbio_lite.progress import say
 from frbio_lite.recipe import Eval, Merge, Recipe, load_recipe
 from frbio_lite.report import write_report
+from frbio_lite.tracking import Tool, check_tool, tracker
 from frbio_lite.training import LOG, train
 
+# of `train`: they change nothing but rounding, so that a run which stopped for want of memory goes on with others
+SAME_TRAINING = {"kernels", "micro_batch_size", "activation_checkpointing", "checkpoint"}
 MERGE_SETTINGS = {"dtype", "stochastic_rounding", "profile", "density", "gamma", "epsilon"}  # what makes a merge
 STAGES = ("corpus", "packed", "train", "ablation", "merge", "eval", "report")
 DEMO, DEMO_UNTRAINED = "demo", "demo-untrained"
 RECIPE_FILE = "recipe.yaml"
 Split = Literal["validation", "test"]
+Lang = Literal["en", "fr"]
 
 
 def locate(name: str, revision: str | None = None) -> Path:
@@ -135,13 +140,18 @@ def run(
     data: Path | None = None,
     workers: int | None = None,
     strict: bool = False,
+    track: Tool | None = None,
+    lang: Lang = "en",
 ) -> Path:
     """Run a recipe's stages up to `until` in the run directory `out`, and return it.
 
     `data` holds local copies of benchmark data; the corpus stage runs in `workers` processes and, if `strict`, ends at what
-    it cannot read. Raises RequestError for what cannot be run, before any long work.
+    it cannot read; the training's log goes to `track` as well; the report is written in `lang`. Raises RequestError for what
+    cannot be run, before any long work.
     """
-    stages = _Stages(recipe, out, data, fresh, workers, strict)
+    if track is not None:
+        check_tool(track)
+    stages = _Stages(recipe, out, data, fresh, workers, strict, track, lang)
     stages.check(until)
     with locked(out):
         for name in STAGES[: STAGES.index(until) + 1]:
@@ -157,10 +167,18 @@ class _Stages:
     """One method per stage; each brings its artifact up to date and remembers its digest for those that follow."""
 
     def __init__(
-        self, recipe: Recipe, out: Path, data: Path | None, fresh: bool, workers: int | None, strict: bool
+        self,
+        recipe: Recipe,
+        out: Path,
+        data: Path | None,
+        fresh: bool,
+        workers: int | None,
+        strict: bool,
+        track: Tool | None,
+        lang: Lang,
     ) -> None:
         self.recipe, self.out, self.data, self.fresh = recipe, out, data, fresh
-        self.workers, self.strict = workers, strict
+        self.workers, self.strict, self.track, self.lang = workers, strict, track, lang
         self.digests: dict[str, str] = {}
         self.tasks = evaluation.load_tasks(recipe.eval.tasks)
 
@@ -268,7 +286,13 @@ class _Stages:
         )
 
     def train(self) -> None:
+        loading = self.recipe.base.model_dump(include={"backend", "quantize_head"})  # which base: its digest says
+        how = self.recipe.train.model_dump(mode="json", exclude=SAME_TRAINING)
+        settings = {"train": how, **self.recipe.section("packing"), "base": loading}
+        parents = {"packed": self.digests["packed"], "base": self.base_digest}
+
         def work(place: Path) -> Mapping[str, Any]:
+            name = canonical_hash([settings, parents, self.recipe.seed])
             return train(
                 self.base,
                 packing.PackedTokens(self.out / "packed"),
@@ -277,18 +301,10 @@ class _Stages:
                 self.recipe.seed,
                 place,
                 self.recipe.base,
+                tracker(self.track, self.out, name),
             )
 
-        loading = self.recipe.base.model_dump(include={"backend", "quantize_head"})  # which base: its digest says
-        self._make(
-            "train",
-            "TrainedWeights",
-            work,
-            {**self.recipe.section("train", "packing"), "base": loading},
-            {"packed": self.digests["packed"], "base": self.base_digest},
-            resumable=True,
-            measured=(LOG,),
-        )
+        self._make("train", "TrainedWeights", work, settings, parents, resumable=True, measured=(LOG,))
 
     def ablation(self) -> None:
         def work(place: Path) -> Mapping[str, Any]:
@@ -329,6 +345,7 @@ class _Stages:
             return merging.merge_models(merger, place, ratio=ratio, rounding=rounding, description={"method": method})
 
         self._make("merge", "MergedModel", work, settings, {"train": self.digests["train"], "base": self.base_digest})
+        update_card(self.out, self.base)
 
     def eval(self) -> None:
         live = hub.is_adapter(self.out / "train")
@@ -377,17 +394,20 @@ class _Stages:
             resamples=settings.bootstrap,
             seed=self.recipe.seed,
         )
+        update_card(self.out, self.base)
 
     def report(self) -> None:
         def work(place: Path) -> Mapping[str, Any]:
-            return write_report([self.out], place / "report.html")
+            return write_report([self.out], place / "report.html", self.lang)
 
         digests = {
             f"eval-{n}": read_manifest(self.out / "eval" / n, "EvalResult").digest
             for n in ("base", "adapted", "merged")
         }
         digests["comparison"] = file_hash(self.out / "eval" / compare.JSON)
-        self._make("report", "Report", work, {"recipe": self.recipe.hash}, {**self.digests, **digests})
+        self._make(
+            "report", "Report", work, {"recipe": self.recipe.hash, "lang": self.lang}, {**self.digests, **digests}
+        )
         say(f"report: {self.out / 'report' / 'report.html'}")
 
 

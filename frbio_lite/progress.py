@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import time
 from types import TracebackType
-from typing import Any
-
-from tqdm import tqdm
+from typing import Any, TextIO
 
 LINE_SECONDS = 10.0
 
 
+# As tqdm has it, with a rate that is never turned over into seconds per unit.
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
+
+def fit(text: str, stream: TextIO) -> str:
+    """The text with its lines broken between words where `stream` is a terminal, which breaks inside them; else as it is."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = text.split("\n")
+    return "\n".join(textwrap.fill(s, width, break_long_words=False, break_on_hyphens=False) if s else s for s in lines)
+
+
 def say(message: str) -> None:
     """Print a line for the person watching, without tearing a bar; stdout stays free for results."""
-    tqdm.write(message, file=sys.stderr)
+    from tqdm import tqdm
+
+    tqdm.write(fit(message, sys.stderr), file=sys.stderr)
 
 
 class Progress:
@@ -28,13 +43,16 @@ class Progress:
         self.started = self.last_line = time.monotonic()
         self.bar: Any = None
         if sys.stderr.isatty():
+            from tqdm import tqdm
+
             self.bar = tqdm(
                 total=total,
                 desc=label,
                 unit=f" {unit}",
                 initial=initial,
                 delay=1.0,
-                unit_scale=True,
+                unit_scale=not isinstance(total, int) or total >= 10_000,  # 12.3k tokens, but 80 items
+                bar_format=BAR if total else None,
                 dynamic_ncols=True,
                 leave=False,
                 file=sys.stderr,
@@ -50,6 +68,8 @@ class Progress:
         if self.bar is not None:
             if figures:
                 self.bar.set_postfix(figures, refresh=False)
+            if self.total:
+                self.bar.total = max(self.total, self.done)  # an estimate can fall short, and tqdm would warn
             self.bar.update(n)
             return
         now = time.monotonic()

@@ -7,6 +7,7 @@ All that is wrong in a file is reported together, each with file:line and the ne
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,6 +51,9 @@ CleaningRule = Literal[
     "short_lines",
     "few_stop_words",
 ]  # those of corpus/clean.py, repeated_lines.py, language.py and quality.py, in their order
+
+
+HEAD_MODULES = ("embed_tokens", "lm_head")
 
 
 class Section(BaseModel):
@@ -152,8 +156,25 @@ class Packing(Section):
 class Lora(Section):
     rank: Positive = 32
     alpha: Positive = 32
-    targets: str | list[str] = "all-linear"
+    targets: str | list[str] = "all-linear"  # or names of modules, or a regular expression for whole names
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @field_validator("targets")
+    @classmethod
+    def _matches(cls, targets: str | list[str]) -> str | list[str]:
+        if isinstance(targets, str):
+            try:
+                re.compile(targets)
+            except re.error as error:
+                raise ValueError(f"{targets!r} is no regular expression ({error}): write a list of names") from error
+        return targets
+
+    def trains(self, module: str) -> bool:
+        """Whether an adapter is put on the module of this name, such as `lm_head`; all-linear leaves the head out."""
+        if isinstance(self.targets, str):
+            names = module, f"model.{module}"
+            return self.targets != "all-linear" and any(re.fullmatch(self.targets, name) for name in names)
+        return module in {target.split(".")[-1] for target in self.targets}
 
 
 class Optimizer(Section):
@@ -194,6 +215,12 @@ class Train(Section):
     optimizer: Optimizer
     checkpoint: Checkpoint = Checkpoint()
 
+    @field_validator("kernels", mode="before")
+    @classmethod
+    def _unquoted(cls, kernels: Any) -> Any:
+        """YAML reads a bare `off` as false."""
+        return "off" if kernels is False else kernels
+
     @model_validator(mode="after")
     def _one_length(self) -> Train:
         if (self.tokens is None) == (self.epochs is None):
@@ -205,6 +232,24 @@ class Train(Section):
         if self.gradient_release and self.method != "full":
             raise ValueError(f"gradient_release is for method: full; the gradients of {self.method} are small")
         return self
+
+
+def conflict(base: Base, train: Train) -> str | None:
+    """Why this training cannot have what `base` asks for, on any machine; None where it can."""
+    if base.backend == "unsloth" and train.method == "full":
+        return "base.backend: unsloth trains adapters here: use train.method: qlora or lora, or native"
+    if not base.quantize_head:
+        return None
+    if train.method != "qlora":
+        return f"base.quantize_head: embeddings and head in 4 bits go with train.method: qlora, not {train.method}: leave it out"
+    if base.backend == "unsloth":
+        return "base.quantize_head: unsloth keeps embeddings and head in 16 bits: use backend: native"
+    if trained := [name for name in HEAD_MODULES if train.lora.trains(name)]:
+        return (
+            f"base.quantize_head: train.lora.targets trains {trained[0]}, which cannot be in 4 bits then: "
+            "leave one of the two out"
+        )
+    return None
 
 
 class Choose(Section):
@@ -328,6 +373,13 @@ class Recipe(Section):
     merge: Merge = Merge()
     eval: Eval
 
+    @field_validator("train")
+    @classmethod
+    def _suits_the_base(cls, train: Train, info: ValidationInfo) -> Train:
+        if "base" in info.data and (why := conflict(info.data["base"], train)):
+            raise ValueError(why)
+        return train
+
     @model_validator(mode="after")
     def _whole_windows(self) -> Recipe:
         if self.train.tokens_per_step % self.packing.sequence_length:
@@ -378,8 +430,11 @@ def recipe_text(name: str) -> tuple[str, str]:
 def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """The recipe of a shipped name or a file, with `KEY=VALUE` overrides. Raises RequestError with all that is wrong."""
     value, places = _load_tree(name, ())
+    model = _model_of(value)
     for override in overrides:
         _apply(value, places, override)
+    if not any(override.startswith(("base=", "base.revision=")) for override in overrides):
+        _unpin(value, model)
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
@@ -403,11 +458,34 @@ def _load_tree(name: str, chain: tuple[str, ...]) -> tuple[dict[str, Any], dict[
         raise RequestError(f"{where}: an alias (*name) refers to itself") from error
     if not isinstance(value, dict):
         raise RequestError(f"{where}: a recipe is a mapping of keys, not {type(value).__name__}")
-    parent = value.pop("extends", None)
-    if parent is None:
+    if "extends" not in value:
         return value, places
-    below, below_places = _load_tree(str(parent), (*chain, name))
-    return _overlay(below, value, below_places, places, ())
+    below, below_places = _load_parent(value.pop("extends"), (*chain, name), places[("extends",)])
+    model, pinned = _model_of(below), isinstance(value.get("base"), dict) and "revision" in value["base"]
+    merged, places = _overlay(below, value, below_places, places, ())
+    if not pinned:
+        _unpin(merged, model)
+    return merged, places
+
+
+def _load_parent(name: Any, chain: tuple[str, ...], place: Place) -> tuple[dict[str, Any], dict[Path_, Place]]:
+    if not isinstance(name, str):
+        raise RequestError(f"{place}: extends names one recipe or file, not {name!r}")
+    try:
+        recipe_text(name)
+    except RequestError as error:
+        raise RequestError(f"{place}: extends: {error}") from error
+    return _load_tree(name, chain)
+
+
+def _model_of(value: dict[str, Any]) -> Any:
+    return value["base"].get("model") if isinstance(value.get("base"), dict) else None
+
+
+def _unpin(value: dict[str, Any], model: Any) -> None:
+    """Forget the base's revision where the base is no longer `model`: a revision belongs to its model."""
+    if _model_of(value) != model and isinstance(value.get("base"), dict):
+        value["base"].pop("revision", None)
 
 
 def _plain(node: yaml.Node | None, path: Path_, where: str, places: dict[Path_, Place]) -> Any:

@@ -25,8 +25,9 @@ from frbio_lite import checkpoint, hub, recipe
 from frbio_lite.backends import check_backend, load_unsloth
 from frbio_lite.device import peak_memory, pick_device, pick_dtype
 from frbio_lite.errors import RequestError
-from frbio_lite.fuse import fuse
-from frbio_lite.memory import micro_batch_size
+from frbio_lite.fuse import fuse, give_up
+from frbio_lite.kernels.linear_cross_entropy import check_labels
+from frbio_lite.memory import Job, card_at_hand, micro_batch_size, plan
 from frbio_lite.model import (
     Model,
     attach_lora,
@@ -34,6 +35,7 @@ from frbio_lite.model import (
     check_positions,
     hidden_states,
     load_model,
+    save_model,
     summed_loss,
 )
 from frbio_lite.nf4_head import quantize_head
@@ -41,6 +43,7 @@ from frbio_lite.offload import checkpoint_layers
 from frbio_lite.optim import make_optimizer, trained_dtype
 from frbio_lite.optim.release import GradientRelease
 from frbio_lite.progress import Progress, say
+from frbio_lite.tracking import Tracker
 
 LOG = "log.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -65,17 +68,22 @@ def train(
     seed: int,
     directory: Path,
     loading: recipe.Base | None = None,
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """Adapt `base` on packed windows; save an adapter (lora, qlora) or a model directory (full) in `directory`.
 
-    `loading`: the recipe's `base`, for its backend and quantize_head; without it both are the default. Goes on from the
-    newest whole checkpoint in `directory`. Returns measured figures: steps, tokens, seconds, rate, memory, kernels.
-    Raises RequestError when the recipe cannot run here, RuntimeError when the loss stops being finite.
+    `loading`: the recipe's `base`, for its backend and quantize_head; without it both are the default. `tracker`: is given
+    each line of the log. Goes on from the newest whole checkpoint in `directory`. Returns measured figures: steps, tokens,
+    seconds, rate, memory, kernels. Raises RequestError when the recipe cannot run here or a token is not in the vocabulary,
+    RuntimeError when the loss stops being finite.
     """
+    tracker = tracker or Tracker()
     device = pick_device()
     dtype = pick_dtype(settings.precision, device)
     check_positions(hub.load_config(base), packing.sequence_length)
     torch.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     model, kernels = prepare_model(base, settings, packing, dtype, device, seed, loading)
     optimizer = make_optimizer(model, settings.optimizer, seed)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -95,25 +103,35 @@ def train(
     with (
         Progress("train", total_tokens(settings, data), "tokens", initial=done * settings.tokens_per_step) as bar,
         (directory / LOG).open("a", encoding="utf-8") as log,
+        tracker.following(logged(directory / LOG)),
         stop_requests() as stop,
     ):
         for step in range(done, steps):
             began = time.monotonic()
             windows = step_windows(data, settings, step, seed)
             batch = data.batch(windows, document_mask=packing.document_mask)
+            check_tokens(batch, model)
             rate = learning_rate(settings.optimizer, step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             may_shrink = settings.micro_batch_size == "auto"
             if release is not None and release.norm is None:
                 with release.measuring():
-                    _, micro = accumulate_fitting(model, batch, micro, may_shrink, device, dtype, scaler, release)
-            final_loss, micro = accumulate_fitting(model, batch, micro, may_shrink, device, dtype, scaler, release)
+                    _, micro = accumulate_fitting(
+                        model, batch, micro, may_shrink, device, dtype, scaler, release, kernels
+                    )
+            final_loss, micro = accumulate_fitting(
+                model, batch, micro, may_shrink, device, dtype, scaler, release, kernels
+            )
             if not math.isfinite(final_loss):
                 raise RuntimeError(
                     f"the loss is {final_loss} at step {step + 1}: lower train.optimizer.learning_rate or set precision: fp32"
                 )
-            norm = update(model, optimizer, scaler, settings.optimizer.max_grad_norm, release)
+            try:
+                norm = update(model, optimizer, scaler, settings.optimizer.max_grad_norm, release)
+            except Exception as error:
+                give_up(model, error, device, stepped=True)
+                raise
             tokens = len(windows) * data.sequence_length
             speed = tokens / (time.monotonic() - began)
             line = {
@@ -122,10 +140,12 @@ def train(
             }  # fmt: skip
             log.write(json.dumps(line) + "\n")
             log.flush()
+            tracker.log(line)
             bar.advance(tokens, loss=final_loss)
             due = time.monotonic() - last_save > settings.checkpoint.every_minutes * 60 and step + 1 < steps
             if stop.requested or due:
                 checkpoint.save(directory / CHECKPOINTS, step + 1, model, optimizer, scaler, settings.checkpoint.keep)
+                tracker.flush()
                 last_save = time.monotonic()
             if stop.requested:
                 raise KeyboardInterrupt
@@ -143,7 +163,34 @@ def train(
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "kernels": kernels,
         **machine_figures(device, dtype),
+        **memory_figures(model, settings, packing, device, micro, loading),
     }
+
+
+def memory_figures(
+    model: Model,
+    settings: recipe.Train,
+    packing: recipe.Packing,
+    device: torch.device,
+    micro: int,
+    loading: recipe.Base | None = None,
+) -> dict[str, Any]:
+    """On a GPU `memory`: the most that torch held since training began, and what the plan foresees for this micro-batch, by
+    part (bytes), or `why_not`. Empty on a CPU."""
+    card = card_at_hand() if device.type == "cuda" else None
+    if card is None:
+        return {}
+    found: dict[str, Any] = {
+        "reserved_bytes": torch.cuda.max_memory_reserved(device),
+        "allocated_bytes": torch.cuda.max_memory_allocated(device),
+    }
+    try:
+        changed = settings.model_copy(update={"micro_batch_size": micro})
+        job = Job(causal_lm(model).config, loading or recipe.Base(model=""), changed, packing)
+        found["predicted"] = plan(job, card).parts
+    except Exception as error:  # the plan runs any model's code; training is done whatever comes of it
+        found |= {"predicted": None, "why_not": f"{type(error).__name__}: {error}"}
+    return {"memory": found}
 
 
 def machine_figures(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -164,9 +211,11 @@ def accumulate_fitting(
     dtype: torch.dtype,
     scaler: torch.amp.GradScaler,
     release: GradientRelease | None = None,
+    kernels: dict[str, Any] | None = None,
 ) -> tuple[float, int]:
     """`accumulate`, again with half the micro-batch when the GPU's memory runs out: (loss, micro-batch that fitted).
 
+    When a kernel fails it is done again in plain torch, and `kernels`, the figures of `fuse`, become what runs from then on.
     Raises RequestError when one window does not fit, the recipe fixes the micro-batch, or weights were released already.
     """
     while True:
@@ -175,13 +224,18 @@ def accumulate_fitting(
         except torch.OutOfMemoryError as error:
             if micro == 1 or not may_shrink or (release is not None and release.begun):
                 raise RequestError(
-                    f"the GPU's memory does not hold a micro-batch of {micro}: set train.micro_batch_size lower, "
-                    "train.activation_checkpointing: true or a shorter packing.sequence_length; the run goes on from here"
+                    f"the GPU's memory does not hold a micro-batch of {micro}: set train.micro_batch_size lower or "
+                    "train.activation_checkpointing: true, and the run goes on from its newest checkpoint; "
+                    "with a shorter packing.sequence_length it starts anew"
                 ) from error
+            micro //= 2
+            say(f"train: out of memory, going on with micro-batches of {micro}")
+        except Exception as error:
+            plain = give_up(model, error, device, stepped=release is not None and release.begun)
+            if kernels is not None:
+                kernels.update(plain)
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        micro //= 2
-        say(f"train: out of memory, going on with micro-batches of {micro}")
 
 
 def accumulate(
@@ -214,6 +268,16 @@ def accumulate(
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total
+
+
+def check_tokens(batch: dict[str, Tensor], model: Model) -> None:
+    """Raise RequestError on a token or label that is not in the model's vocabulary: a GPU would only say that it stopped."""
+    vocabulary = int(causal_lm(model).config.get_text_config().vocab_size)
+    try:
+        check_labels(batch["labels"], vocabulary)
+        check_labels(batch["input_ids"], vocabulary)
+    except ValueError as error:
+        raise RequestError(f"the packed tokens are not this model's: {error}; pack them with its tokenizer") from error
 
 
 def update(
@@ -319,9 +383,14 @@ def resume(directory: Path, model: Model, optimizer: torch.optim.Optimizer, scal
 
 def logged_seconds(log: Path) -> float:
     """Time of all steps, those before an interruption included."""
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    lines = logged(log)
     before = [0, *(line["tokens"] for line in lines)]
     return float(sum((line["tokens"] - b) / line["tokens_per_second"] for b, line in zip(before, lines, strict=False)))
+
+
+def logged(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log, one for each step."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def _logged_step(line: str) -> float:
@@ -334,8 +403,7 @@ def _logged_step(line: str) -> float:
 def save_weights(model: Model, base: Path, settings: recipe.Train, directory: Path) -> None:
     """Adapter or full weights as safetensors, in the dtype they were trained in: rounding would cost a share of small updates."""
     if settings.method == "full":
-        causal_lm(model).save_pretrained(directory)
-        hub.copy_tokenizer(base, directory)
+        save_model(causal_lm(model), base, directory)
     else:
         model.save_pretrained(directory, save_embedding_layers=False)  # "auto" would ask the Hub
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 
-from frbio_lite import model, recipe
+from frbio_lite import hub, model, recipe
 from frbio_lite.errors import RequestError
 from frbio_lite.merging import (
     AdapterBase,
@@ -66,6 +65,11 @@ class Live:
         if self._merged is None:
             self.drop()
             self._merged = self._load(nf4=False)
+            if self.device.type == "cpu":
+                for (
+                    parameter
+                ) in self._merged.parameters():  # a mapped file, of which each page would be copied when written
+                    parameter.data = parameter.data.clone()
         merger.survey(every_gram=True)
         write_into(self._merged, merger, ratio, rounding, label)
         return self._merged
@@ -76,11 +80,13 @@ class Live:
         Raises RequestError when the merge knows a layer of the adapter under another name.
         """
         if self._scaled is None:
+            from peft.tuners.lora import LoraLayer  # takes seconds, which merges alone need not wait for
+
             self.drop()
             self._scaled = model.load_adapter(self._load(self.nf4), self.base, self.adapted[0])
             modules: dict[str, Any] = dict(model.causal_lm(self._scaled).named_modules())
             self._scalings = {
-                f"{name}.weight": (layer.scaling, dict(layer.scaling))
+                f"{hub.text_prefix(self.base)}{name}.weight": (layer.scaling, dict(layer.scaling))
                 for name, layer in modules.items()
                 if isinstance(layer, LoraLayer)
             }

@@ -11,11 +11,13 @@ from typing import Any, NoReturn
 import click
 
 from frbio_lite.cli.evaluation import compare_command, eval_command, tasks_group
+from frbio_lite.cli.export import export_command
 from frbio_lite.cli.merging import ablate_command, merge_command
 from frbio_lite.cli.plan import plan_command
 from frbio_lite.cli.recipes import recipes_group
 from frbio_lite.cli.runs import corpus_command, doctor_command, report_command, run_command, train_command
 from frbio_lite.errors import RequestError
+from frbio_lite.progress import fit
 
 # OpenMP's threads spin while they wait for each other. Shorter spinning costs 15 % on an idle machine and doubles the speed
 # of small operations on a busy one (benchmarks/end_to_end). Read when torch loads, which no import above does.
@@ -72,7 +74,7 @@ class _Verbs(click.Group):
 
 
 def _stop(message: str, status: int) -> NoReturn:
-    click.echo(f"frbio: {message}", err=True)
+    click.echo(fit(f"frbio: {message}", sys.stderr), err=True)
     sys.exit(status)
 
 
@@ -100,6 +102,7 @@ for _verb in (
     compare_command,
     tasks_group,
     report_command,
+    export_command,
     recipes_group,
     doctor_command,
 ):

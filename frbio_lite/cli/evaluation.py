@@ -8,16 +8,17 @@ from typing import Any
 import click
 
 from frbio_lite import api
-from frbio_lite.cli.common import Shots, data_options, interval, print_table
+from frbio_lite.cli import completion
+from frbio_lite.cli.common import Shots, data_options, interval, print_table, print_text
 from frbio_lite.errors import RequestError
 
 CONTROLS = "permuted, prior, contamination"
 
 
-@click.command("eval")
-@click.option("--model", required=True, help="A directory, a Hub id, or demo.")
-@click.option("--adapter", help="A live adapter on the model.")
-@click.option("--tasks", required=True, help="Comma-separated tasks or sets.")
+@click.command("eval", short_help="Score a model on benchmarks.")
+@click.option("--model", required=True, help="A directory, a Hub id, or demo.", shell_complete=completion.MODEL)
+@click.option("--adapter", help="A live adapter on the model.", shell_complete=completion.DIRECTORY)
+@click.option("--tasks", required=True, help="Comma-separated tasks or sets.", shell_complete=completion.TASKS)
 @click.option("--split", type=click.Choice(["validation", "test"]), default="test", help="The items to score.")
 @click.option(
     "--shots",
@@ -30,7 +31,9 @@ CONTROLS = "permuted, prior, contamination"
     "--shots-from-test", is_flag=True, help="Where no examples are published, show other test items; flagged."
 )
 @click.option("--chat-template", is_flag=True, help="Ask as a user does, in the tokenizer's chat template.")
-@click.option("--controls", default="", help=f"Comma-separated checks beside the scores: {CONTROLS}.")
+@click.option(
+    "--controls", default="", show_default=False, help=f"Comma-separated checks beside the scores: {CONTROLS}."
+)
 @click.option("--limit", type=int, help="Items per task.")
 @click.option("--against", type=click.Path(path_type=Path), help="Results of another model to compare with at the end.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the results go.")
@@ -46,13 +49,14 @@ def eval_command(against: Path | None, out: Path, **options: Any) -> None:
     rows = api.evaluate(out=out, **options)
     print_table(
         ["task", "metric", "value", "95 % interval", "items"],
-        [[r.task, r.metric, f"{r.value:.3f}", interval(r.low, r.high), str(r.items)] for r in rows],
+        [[r.task, r.metric, f"{r.value:.3f}", interval(r.low, r.high), f"{r.items:,}"] for r in rows],
+        numbers=[4],
     )
     if against is not None:
         _print_comparison((against, out), 1.0, None)
 
 
-@click.command("compare")
+@click.command("compare", short_help="Compare results of the same items, with tests and a verdict.")
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--margin", type=float, default=1.0, help="Points that may be lost and still count as kept.")
 @click.option(
@@ -78,7 +82,7 @@ def _print_comparison(results: tuple[Path, ...], margin: float, out: Path | None
     found = api.compare(results, margin=margin, out=out)
     for table in (task_table(found), group_table(found)):
         print_table(table[0], table[1:])
-    click.echo(found.verdict)
+    print_text(found.verdict)
 
 
 @click.group("tasks")
@@ -86,8 +90,8 @@ def tasks_group() -> None:
     """The benchmarks: list, show, check, fetch."""
 
 
-@tasks_group.command("list")
-@click.argument("names", nargs=-1)
+@tasks_group.command("list", short_help="Name the tasks, with size, license and scoring.")
+@click.argument("names", nargs=-1, shell_complete=completion.TASK)
 def tasks_list(names: tuple[str, ...]) -> None:
     """Name the tasks, all or those of the given sets, with size, license and scoring.
 
@@ -99,11 +103,12 @@ def tasks_list(names: tuple[str, ...]) -> None:
     print_table(
         ["task", "sets", "scoring", "items", "license"],
         [[t.name, " ".join(t.sets), t.metric, f"{t.items:,}" if t.items else "", t.license] for t in describe(names)],
+        numbers=[3],
     )
 
 
-@tasks_group.command("show")
-@click.argument("name")
+@tasks_group.command("show", short_help="Print a task.")
+@click.argument("name", shell_complete=completion.TASK)
 def tasks_show(name: str) -> None:
     """Print a task: where its items come from, its prompt, its scoring.
 
@@ -115,7 +120,7 @@ def tasks_show(name: str) -> None:
     click.echo(show(name), nl=False)
 
 
-@tasks_group.command("check")
+@tasks_group.command("check", short_help="Validate a task of yours.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Local copies of its data.")
 def tasks_check(file: Path, data: Path | None) -> None:
@@ -133,8 +138,8 @@ def tasks_check(file: Path, data: Path | None) -> None:
         raise RequestError(f"{file} cannot be used as it is")
 
 
-@tasks_group.command("fetch")
-@click.argument("names", nargs=-1, required=True)
+@tasks_group.command("fetch", short_help="Copy the data of tasks, for work without a network.")
+@click.argument("names", nargs=-1, required=True, shell_complete=completion.TASK)
 @click.option("--to", "directory", required=True, type=click.Path(path_type=Path), help="What --data will name later.")
 def tasks_fetch(names: tuple[str, ...], directory: Path) -> None:
     """Copy the data of tasks, with its license, for work without a network; goes on where it stopped.
@@ -148,4 +153,5 @@ def tasks_fetch(names: tuple[str, ...], directory: Path) -> None:
     print_table(
         ["task", "split", "status", "items"],
         [[c.task, c.split, c.status, "" if c.items is None else f"{c.items:,}"] for c in copied],
+        numbers=[3],
     )

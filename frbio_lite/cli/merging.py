@@ -9,13 +9,12 @@ from typing import Any
 import click
 
 from frbio_lite import api
-from frbio_lite.cli.common import F, Shots, data_options, interval, print_table
+from frbio_lite.cli import completion
+from frbio_lite.cli.common import F, Shots, data_options, interval, print_table, print_text
 from frbio_lite.errors import RequestError
 
-MERGE_METHODS = (
-    "linear, slerp, nuslerp, task_arithmetic, ties, dare_linear, dare_ties, della, breadcrumbs, model_stock, karcher, "
-    "lora_scale"
-)
+METHODS = ", ".join(completion.MERGE_METHODS)
+SINGLE = ", ".join(completion.ONE_MODEL_METHODS)
 
 
 def _method_options(command: F) -> F:
@@ -45,20 +44,31 @@ def _method_options(command: F) -> F:
     return command
 
 
-@click.command("merge")
-@click.option("--base", help="The base: a directory, a Hub id, or demo.")
-@click.option("--adapter", help="The adapter: a directory or a Hub id.")
-@click.option("--model", multiple=True, help="An adapted model: a directory or a Hub id (repeatable).")
+@click.command("merge", short_help="Merge an adapter or adapted models into their base.")
+@click.option("--base", help="The base: a directory, a Hub id, or demo.", shell_complete=completion.MODEL)
+@click.option("--adapter", help="The adapter: a directory or a Hub id.", shell_complete=completion.DIRECTORY)
+@click.option(
+    "--model",
+    multiple=True,
+    help="An adapted model: a directory or a Hub id (repeatable).",
+    shell_complete=completion.DIRECTORY,
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A mergekit configuration that says all this instead.",
 )
-@click.option("--method", default="slerp", metavar="METHOD", help=f"One of {MERGE_METHODS}.")
+@click.option(
+    "--method", default="slerp", metavar="METHOD", help=f"One of {METHODS}.", shell_complete=completion.METHOD
+)
 @click.option("--ratio", type=float, default=0.5, help="Share of the adapted side: 0 is the base, 1 the adapted model.")
 @_method_options
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=17, help="Of random methods and stochastic rounding."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="N",
+    default=17,
+    help="Of random methods and stochastic rounding.",
 )
 @click.option(
     "--adapter-base",
@@ -113,13 +123,20 @@ def _only_config() -> None:
             raise RequestError(f"--config says what is merged and how: leave out --{name}")
 
 
-@click.command("ablate")
-@click.option("--base", required=True, help="The base: a directory, a Hub id, or demo.")
-@click.option("--adapter", help="The adapter: a directory or a Hub id.")
-@click.option("--model", multiple=True, help="An adapted model: a directory or a Hub id (repeatable).")
-@click.option("--methods", default="slerp", help=f"Comma-separated, of {MERGE_METHODS.replace('model_stock, ', '')}.")
+@click.command("ablate", short_help="Score many merge ratios and choose one.")
+@click.option(
+    "--base", required=True, help="The base: a directory, a Hub id, or demo.", shell_complete=completion.MODEL
+)
+@click.option("--adapter", help="The adapter: a directory or a Hub id.", shell_complete=completion.DIRECTORY)
+@click.option(
+    "--model",
+    multiple=True,
+    help="An adapted model: a directory or a Hub id (repeatable).",
+    shell_complete=completion.DIRECTORY,
+)
+@click.option("--methods", default="slerp", help=f"Comma-separated, of {SINGLE}.", shell_complete=completion.METHODS)
 @click.option("--ratios", default="0:1:0.25", help="START:END:STEP or a comma-separated list.")
-@click.option("--tasks", required=True, help="Comma-separated tasks or sets.")
+@click.option("--tasks", required=True, help="Comma-separated tasks or sets.", shell_complete=completion.TASKS)
 @click.option(
     "--choose",
     type=click.Choice(["max-domain", "max-general"]),
@@ -151,7 +168,9 @@ def _only_config() -> None:
 )
 @click.option("--shots", type=Shots(), default=0, help="Examples before each question, or paper (as for eval).")
 @click.option("--limit", type=int, help="Items per task.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=17, help="Of what is random, intervals included.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", default=17, help="Of what is random, intervals included."
+)
 @click.option("--test/--no-test", default=True, help="Report base, adapted model and choice on test items.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Where the results go.")
 @data_options
@@ -173,8 +192,10 @@ def ablate_command(out: Path, test: bool, **options: Any) -> None:
             [c["method"], f"{c['ratio']:g}", *(f"{c['gains'][g]:+.1f}" for g in groups), _marks(c, wanted)]
             for c in choice["candidates"]
         ],
+        numbers=range(1, 2 + len(groups)),
     )
-    click.echo(choice["why"])
+    print_text(choice["why"])
+    click.echo()
     if test:
         _test_table(out / "test")
 
@@ -191,7 +212,7 @@ def _test_table(directory: Path) -> None:
     print_table(
         ["test items", "metric", *names],
         [
-            [rows[0]["task"], rows[0]["metric"], *(f"{r['value']:.3f}, {interval(r['low'], r['high'])}" for r in rows)]
+            [rows[0]["task"], rows[0]["metric"], *(f"{r['value']:.3f}\n{interval(r['low'], r['high'])}" for r in rows)]
             for rows in zip(*found, strict=True)
         ],
     )

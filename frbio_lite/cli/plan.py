@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from frbio_lite.cli.common import print_table, recipe_options
+from frbio_lite.cli import completion
+from frbio_lite.cli.common import print_table, print_text, recipe_options
 from frbio_lite.errors import RequestError
 from frbio_lite.recipe import Recipe, load_recipe
 
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 UNCHECKED = "Predicted; not yet compared with a GPU."
 
 
-@click.command("plan")
+@click.command("plan", short_help="What GPU memory a recipe needs, and on which cards it fits.")
 @recipe_options
 @click.option(
-    "--gpu", help="A card by name, such as 3060, T4 or 'A100 40GB'.  [default: the GPU at hand, else all known]"
+    "--gpu",
+    metavar="NAME",
+    help="A card by name, such as 3060, T4 or 'A100 40GB'.  [default: the GPU at hand, else all known]",
+    shell_complete=completion.CARD,
 )
 @click.option(
     "--vram", type=click.FloatRange(min=0.5), metavar="GIB", help="A card of this memory instead of a named one."
@@ -70,28 +74,31 @@ def _one(head: dict[str, Any], loaded: Recipe, job: Job, card: Card, as_json: bo
         found = [{"set": c.overrides, "needed": c.needed, "fits": c.fits} for c in smaller]
         click.echo(json.dumps({**head, **planned.as_dict(), "changes": found}))
         return
-    rows = [[part, _gib(size)] for part, size in planned.parts.items() if size]
-    print_table([f"{loaded.name} on {card.name}", "GiB"], [*rows, ["together", _gib(planned.needed)]])
-    _verdict(planned)
-    for name, parts in (("main memory", planned.host), ("disk, beside the corpus", planned.disk)):
-        if any(parts.values()):
-            click.echo(f"{name}: " + ", ".join(f"{part} {_gib(size)} GiB" for part, size in parts.items() if size))
+    parts = [[part, _gib(size)] for part, size in planned.parts.items() if size]
+    print_table([f"{loaded.name} on {card.name}", "GiB"], [*parts, ["together", _gib(planned.needed)]], numbers=[1])
+    print_text(f"{'fits' if planned.fits else 'does not fit'} the {_gib(card.memory)} GiB of {card.name}")
+    click.echo()
+    print_table(["training", ""], _facts(planned))
+    for name, needs in (("main memory", planned.host), ("disk, beside the corpus", planned.disk)):
+        if any(needs.values()):
+            print_table([name, "GiB"], [[part, _gib(size)] for part, size in needs.items() if size], numbers=[1])
     if smaller:
-        click.echo()
         print_table(
-            ["GiB", "fits", "with one window a micro-batch and"],
-            [[_gib(change.needed), "yes" if change.fits else "no", _sets(change)] for change in smaller],
+            ["with one window a micro-batch and", "GiB", "fits"],
+            [[_sets(change), _gib(change.needed), "yes" if change.fits else "no"] for change in smaller],
+            numbers=[1],
         )
-    click.echo(UNCHECKED)
+    print_text(UNCHECKED)
 
 
-def _verdict(planned: Plan) -> None:
-    memory = f"{_gib(planned.card.memory)} GiB of {planned.card.name}"
+def _facts(planned: Plan) -> list[list[str]]:
     windows = planned.micro_batch_size
-    how = f"{windows} window{'s' if windows > 1 else ''} a micro-batch, {planned.micro_batches_per_step} a step of "
-    how += f"{planned.tokens_per_step:,} tokens, {planned.precision}, kernels {'on' if planned.kernels else 'off'}"
-    click.echo(f"{'fits' if planned.fits else 'does not fit'} the {memory}: {how}")
-    click.echo(f"{planned.parameters:,} parameters, {planned.trained_parameters:,} trained")
+    return [
+        ["micro-batch", f"{windows} window{'s' if windows > 1 else ''}"],
+        ["step", f"{planned.tokens_per_step:,} tokens, {planned.micro_batches_per_step} micro-batches"],
+        ["arithmetic", f"{planned.precision}, kernels {'on' if planned.kernels else 'off'}"],
+        ["parameters", f"{planned.parameters:,}, of which {planned.trained_parameters:,} are trained"],
+    ]
 
 
 def _all(job: Job) -> None:
@@ -106,8 +113,8 @@ def _all(job: Job) -> None:
         windows = brief["micro_batch_size"]
         needs = _gib(brief["needed_for_one_window"])
         rows.append([card.name, _gib(card.memory), needs, "yes" if brief["fits"] else "no", str(windows or "")])
-    print_table(["card", "GiB", "needs at least", "fits", "largest micro-batch"], rows)
-    click.echo(f"{UNCHECKED} --gpu NAME shows the parts, and what to change.")
+    print_table(["card", "GiB", "needs at least", "fits", "largest micro-batch"], rows, numbers=[1, 2])
+    print_text(f"{UNCHECKED} --gpu NAME shows the parts, and what to change.")
 
 
 def _brief(job: Job, card: Card) -> dict[str, Any]:
@@ -128,7 +135,7 @@ def _brief(job: Job, card: Card) -> dict[str, Any]:
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f}"
+    return f"{size / 2**30:.2f}" if size >= 2**30 / 200 else "< 0.01"
 
 
 def _sets(change: Change) -> str:

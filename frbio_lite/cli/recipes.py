@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from frbio_lite.cli.common import print_table
 from frbio_lite.errors import RequestError
-from frbio_lite.recipe import load_recipe, recipe_text, shipped_recipes
+from frbio_lite.recipe import Recipe, load_recipe, recipe_text, shipped_recipes
+
+if TYPE_CHECKING:
+    from frbio_lite.memory import Plan
+
+# How names of recipes end: the smallest card that each is meant for.
+CARDS = {
+    "t4": "T4 16GB",
+    "12gb": "RTX 3060 12GB",
+    "16gb": "RTX 4060 Ti 16GB",
+    "24gb": "RTX 4090 24GB",
+    "32gb": "RTX 5090 32GB",
+}
 
 
 @click.group("recipes")
@@ -17,17 +31,50 @@ def recipes_group() -> None:
 
 
 @recipes_group.command("list")
-def recipes_list() -> None:
-    """Name the shipped recipes.
+@click.option(
+    "--markdown",
+    is_flag=True,
+    help="The table of recipes/README.md, with the memory that `frbio plan` predicts (a minute).",
+)
+def recipes_list(markdown: bool) -> None:
+    """Name the shipped recipes, by the card each is meant for.
 
     \b
     frbio recipes list
     """
-    rows = []
-    for name in shipped_recipes():
-        recipe = load_recipe(name)
-        rows.append([name, recipe.base.model, recipe.train.method, str(recipe.packing.sequence_length)])
-    print_table(["recipe", "base", "method", "sequence"], rows)
+    found = [(card_of(name), load_recipe(name)) for name in shipped_recipes()]
+    found.sort(key=lambda pair: ([None, *CARDS.values()].index(pair[0]), pair[1].train.method, pair[1].name))
+    if markdown:
+        click.echo("\n".join(markdown_table([recipe for card, recipe in found if card])))
+        return
+    rows = [[r.name, card or "any, or a CPU", r.base.model.rpartition("/")[2], r.train.method] for card, r in found]
+    print_table(["recipe", "for", "base", "method"], rows)
+    click.echo("`frbio plan NAME` says what GPU memory one needs, on every card.")
+
+
+def card_of(name: str) -> str | None:
+    """The smallest card that a recipe is meant for, after the last dash of its name; None where it needs no GPU."""
+    return CARDS.get(name.rpartition("-")[2])
+
+
+def markdown_table(recipes: Sequence[Recipe]) -> list[str]:
+    """The lines of the table in recipes/README.md."""
+    lines = ["| recipe | for | base | method | predicted GiB |", "|---|---|---|---|---|"]
+    for recipe in recipes:
+        planned = predicted(recipe)
+        how = (
+            "all weights" if recipe.train.method == "full" else {"qlora": "QLoRA", "lora": "LoRA"}[recipe.train.method]
+        )
+        size = f"{planned.needed / 2**30:.1f} of {planned.card.memory / 2**30:.1f}"
+        lines.append(f"| `{recipe.name}` | {planned.card.name} | {recipe.base.model} | {how} | {size} |")
+    return lines
+
+
+def predicted(recipe: Recipe) -> Plan:
+    """What a GPU recipe needs at least on the card of its name."""
+    from frbio_lite.memory import Job, find_card, smallest_plan
+
+    return smallest_plan(Job.of(recipe), find_card(str(card_of(recipe.name))))
 
 
 @recipes_group.command("show")

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frbio_lite import demo
+from frbio_lite import demo, hub
 from frbio_lite.artifacts import canonical_hash, content_hash, file_hash, tree_digest
 from frbio_lite.corpus.catalogue import published_as
 from frbio_lite.corpus.readers import (
@@ -40,7 +40,6 @@ DEMO = "demo:"
 DEMO_PARTS: tuple[Part, ...] = ("medical", "general")
 DEMO_COPIES = 20
 SURROGATES = re.compile("[\ud800-\udfff]")
-COMMIT = re.compile("[0-9a-f]{40}")
 FIRST_ROWS = 100
 SKIPPED_KEPT = 1000
 
@@ -283,6 +282,7 @@ class Reading:
         if Path(dataset).is_dir():
             raise RequestError(f"`dataset: {dataset}` is also a directory here, which would be read: move or rename it")
         number = -1
+        offline = hub.why_offline()
         try:
             self.revision = _commit(dataset, source.revision)
             stream = _load(dataset, source.config, self.revision)
@@ -293,7 +293,7 @@ class Reading:
         except RequestError:
             raise
         except Exception as error:  # the library raises a different type for each way of not reaching a dataset
-            raise RequestError(_hub_fault(source, self.revision, number, error)) from error
+            raise RequestError(_hub_fault(source, self.revision, number, offline, error)) from error
 
 
 def _string(value: Any) -> str:
@@ -303,7 +303,7 @@ def _string(value: Any) -> str:
 
 def _commit(dataset: str, revision: str | None) -> str:
     """The commit that a revision stands for now; a commit stands for itself."""
-    if revision and COMMIT.fullmatch(revision):
+    if revision and hub.COMMIT.fullmatch(revision):
         return revision
     from huggingface_hub import HfApi
 
@@ -317,20 +317,22 @@ def _load(dataset: str, config: str | None, commit: str) -> Iterable[dict[str, A
     return rows
 
 
-def _hub_fault(source: Source, commit: str | None, rows: int, error: Exception) -> str:
-    """What to say about an error of the library: the configurations and splits that exist, or the way without a network."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    if rows < 0 and isinstance(error, ValueError) and (known := _configs(str(source.dataset), commit)):
+def _hub_fault(source: Source, commit: str | None, rows: int, offline: str | None, error: Exception) -> str:
+    """What to say about an error of the library: what exists, what the Hub has against it, or the way without a network."""
+    dataset, reason = str(source.dataset), hub.first_line(error)
+    if rows < 0 and isinstance(error, ValueError) and (known := _configs(dataset, commit)):
         if source.config not in known if source.config else len(known) > 1 and "default" not in known:
             asked = f"no configuration '{source.config}'" if source.config else "several configurations"
             near = nearest(source.config or "", known)
-            return f"the dataset {source.dataset} has {asked}{near}; `config:` is one of {', '.join(known)}"
+            return f"the dataset {dataset} has {asked}{near}; `config:` is one of {', '.join(known)}"
         return f"the dataset {source.name} cannot be read: {reason}"
-    folder = str(source.dataset).rpartition("/")[2]
-    after = f" after row {rows}" if rows >= 0 else ""
+    if not offline and (refused := hub.why_refused("dataset", dataset, source.revision)):
+        return refused
+    folder = dataset.rpartition("/")[2]
+    where, why = (f" after row {rows}", reason) if rows >= 0 else ("", offline or reason)
     return (
-        f"the Hub dataset {source.dataset} cannot be read{after} ({type(error).__name__}: {reason}); without a network, get "
-        f"it elsewhere with `hf download {source.dataset} --repo-type dataset --local-dir {folder}` and use `path: {folder}`"
+        f"the Hub dataset {dataset} cannot be read{where} ({why}); without a network, get "
+        f"it elsewhere with `hf download {dataset} --repo-type dataset --local-dir {folder}` and use `path: {folder}`"
     )
 
 

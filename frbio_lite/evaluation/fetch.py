@@ -32,7 +32,7 @@ SPLITS: tuple[SplitName, ...] = ("validation", "test", "shots")
 RECORD = "source.json"  # in DIR/TASK: what each copy was made from, so that a rerun knows what is there
 LICENSE = "LICENSE.txt"
 LOOK = 5  # items of a split that `check` loads
-COMMIT = re.compile(r"@([0-9a-f]{40})/")
+COMMIT = re.compile(r"(?:@|/snapshots/)([0-9a-f]{40})/")
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]], label: str) -> in
 
 
 def _commit(rows: object) -> str | None:
-    """The commit that `datasets` read, which it keeps in the names of the files it downloaded."""
+    """The commit that `datasets` read: the names that it keeps of its files, on the Hub or in the cache, hold it."""
     checksums = getattr(getattr(rows, "info", None), "download_checksums", None) or {}
     found = {m[1] for name in checksums if (m := COMMIT.search(str(name)))}
     return found.pop() if len(found) == 1 else None

@@ -52,6 +52,7 @@ class Question:
     rest: str = ""  # what is scored after each of `asks`, where it is not yes and no
     instruction: str = ""  # what stands before the examples
     part: str = ""  # examples are of the same
+    options: tuple[str, ...] = ()  # what the choices say, where letters are scored too
 
     @property
     def gold(self) -> int:
@@ -174,6 +175,7 @@ def _question(task: Task, row: Row, id_: str, choices: tuple[str, ...], golds: t
         rest=rest,
         instruction=_instruction(task, row, id_),
         part="" if task.shots_by is None else _text(task, row, task.shots_by, id_),
+        options=turned,
     )
 
 

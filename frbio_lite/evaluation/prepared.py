@@ -52,6 +52,8 @@ class PreparedItem:
     bytes: int = 0  # UTF-8 bytes of the document
     control: str = ""
     parts: tuple[PreparedItem, ...] = ()
+    text: str = ""  # the question's own words and its options, for a person to read
+    options: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -285,6 +287,8 @@ def prepare_questions(task: Task, items: Sequence[Question], prompts: Prompts) -
             golds=question.golds,
             choices=question.choices,
             cluster=question.cluster,
+            text=question.text,
+            options=question.options,
         )
 
 
@@ -307,6 +311,7 @@ def prepare_generations(task: Task, items: Sequence[Generation], prompts: Prompt
             requests=(Request([*lead, *tokens] or [prefix], 0),),
             cluster=item.cluster,
             reference=item.reference,
+            text=item.text,
         )
 
 

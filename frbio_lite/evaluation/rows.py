@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from frbio_lite import hub
 from frbio_lite.artifacts import file_hash
 from frbio_lite.demo import world
 from frbio_lite.errors import RequestError
@@ -149,6 +150,8 @@ def published_rows(task: Task, split: SplitName) -> Sequence[Row]:
     """The rows on the Hub, after `where` and the slice of the split: a `datasets.Dataset`. Raises RequestError."""
     import datasets  # a second to import, and only this path needs it
 
+    offline = hub.why_offline()
+    datasets.disable_progress_bars()
     published = str(getattr(task.splits, split))
     name, start, stop = slice_of(published)
     try:
@@ -157,21 +160,32 @@ def published_rows(task: Task, split: SplitName) -> Sequence[Row]:
         if task.hub_file is None:
             rows = datasets.load_dataset(task.dataset, task.config, revision=task.revision, split=name)
         else:
-            kind, address = _hub_address(task, name)
+            kind, address = _hub_file(task, name)
             rows = datasets.load_dataset(kind, data_files=address, split="train")
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RequestError(
-            f"task {task.name}: {task.dataset} cannot be loaded from the Hub ({reason}); "
-            f"without a network pass --data DIR with a copy in DIR/{task.name}/{split}.jsonl"
-        ) from error
+    except Exception as error:  # the library raises a different type for each way of not reaching a dataset
+        raise RequestError(_fault(task, split, offline, error)) from error
     kept = [number for number, row in enumerate(rows) if _keeps(task, row)]
     return rows.select(kept[start : int(min(stop, len(kept)))])  # type: ignore[no-any-return]
 
 
-def _hub_address(task: Task, split: str) -> tuple[str, str]:
-    """What `datasets` reads a `hub_file` with, and its address; `data.zip::inner.json` is a file in an archive."""
+def _hub_file(task: Task, split: str) -> tuple[str, str]:
+    """What `datasets` reads a `hub_file` with, and the file in the Hub's cache; `data.zip::inner.json` is one in an archive."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     outer, _, inner = str(task.hub_file).replace("{split}", split).partition("::")
     kind = {"jsonl": "json"}.get(suffix := (inner or outer).rpartition(".")[2], suffix)
-    address = f"hf://datasets/{task.dataset}@{task.revision or 'main'}/{outer}"
-    return kind, f"zip://{inner}::{address}" if inner else address
+    try:
+        path = hf_hub_download(str(task.dataset), outer, repo_type="dataset", revision=task.revision)
+    except LocalEntryNotFoundError as error:  # its own words are about a variable that nobody may have set
+        raise ConnectionError(f"{outer} is not in the local cache") from error
+    return kind, f"zip://{inner}::{path}" if inner else path
+
+
+def _fault(task: Task, split: str, offline: str | None, error: Exception) -> str:
+    """What to say when rows cannot be had from the Hub: what it has against it, or the way without it."""
+    copy = f"without a network pass --data DIR with a copy in DIR/{task.name}/{split}.jsonl"
+    if not offline and (refused := hub.why_refused("dataset", str(task.dataset), task.revision)):
+        return f"task {task.name}: {refused}"
+    reason = "; ".join(filter(None, [offline, hub.first_line(error)]))
+    return f"task {task.name}: {task.dataset} cannot be loaded from the Hub ({reason}); {copy}"

@@ -35,6 +35,7 @@ from frbio_lite.progress import Progress, say
 
 ITEMS = "items.jsonl"
 RESULTS = "results.json"
+QUESTIONS = "questions.json"
 SAVE_ANSWERS = 64  # texts that are generated between two writes to items.jsonl
 
 
@@ -52,9 +53,33 @@ def evaluate(
     offline: bool = False,
     seed: int,
 ) -> list[Row]:
-    """Score a model on the `split` items of tasks: `prepare` and `evaluate_prepared` in one."""
+    """Score a model on the `split` items of tasks: `prepare` and `evaluate_prepared` in one, and `questions.json` for
+    who reads the answers."""
     prepared = prepare(tasks, tokenizer, split, settings, documents=documents, data=data, offline=offline)
-    return evaluate_prepared(model, prepared, settings, directory, model_name, seed)
+    rows = evaluate_prepared(model, prepared, settings, directory, model_name, seed)
+    write_text(directory / QUESTIONS, json.dumps(questions(prepared), ensure_ascii=False) + "\n")
+    return rows
+
+
+def questions(prepared: Prepared) -> dict[str, Any]:
+    """What was asked, by task and item: the questions' own words and options, with their license and source.
+
+    Held-out documents are no questions, and lie in the corpus.
+    """
+    return {
+        task.name: {
+            "license": task.license,
+            "source": task.dataset or task.name,
+            "language": task.language,
+            "items": {
+                item.id: {"text": item.text, "options": list(item.options)}
+                for item in prepared.items
+                if item.task is task and not item.control
+            },
+        }
+        for task in prepared.tasks
+        if task.kind != "bits_per_byte"
+    }
 
 
 def prepare(

@@ -28,7 +28,7 @@ def configuration(base: recipe.Base) -> Any:
     if base.model in published():
         return AutoConfig.for_model(**published()[base.model])
     try:
-        return AutoConfig.from_pretrained(base.model, revision=base.revision)
+        return hub.text_part(AutoConfig.from_pretrained(base.model, revision=base.revision))
     except (OSError, ValueError, KeyError) as error:
         raise RequestError(
             f"the configuration of {base.model} is neither at hand nor to be had ({str(error).splitlines()[0]}): pass a "

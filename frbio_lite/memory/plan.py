@@ -10,7 +10,7 @@ import json
 import math
 from bisect import bisect
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -100,16 +100,22 @@ def plan(job: Job, card: Card) -> Plan:
 
 
 def smallest_plan(job: Job, card: Card) -> Plan:
-    """The plan with micro-batches of one window."""
-    return _plan(job, card, 1)
+    """The plan with micro-batches of one window; where gradients are released, of a whole step, if that needs less."""
+    whole = [_plan(job, card, job.windows)] if job.train.gradient_release else []
+    return min([_plan(job, card, 1), *whole], key=lambda planned: planned.needed)
 
 
 def largest_micro_batch(job: Job, card: Card) -> int:
     """The most windows whose plan fits the card, 0 when one does not.
 
+    Where gradients are released that is a whole step, if it fits: smaller ones keep the gradients.
     Traced at powers of two; between two of them the peak lies on their chord or below (it is the largest of some moments' bytes,
     each of them linear in the windows), so that the chord gives what surely fits.
     """
+    if job.train.gradient_release:
+        if _plan(job, card, job.windows).fits:
+            return job.windows
+        job = replace(job, train=job.train.model_copy(update={"gradient_release": False}))
     sizes = [*(2**n for n in range(job.windows.bit_length()) if 2**n < job.windows), job.windows]
 
     def room(windows: int) -> int:

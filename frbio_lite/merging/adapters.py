@@ -106,6 +106,7 @@ class LoraAdapter:
         Raises RequestError, naming the module, when the adapter does not fit the base or is of another kind.
         """
         self.directory, self.base, self.tied = directory, base, dict(tied)
+        self.prefix = hub.text_prefix(base.directory)  # names here are those of the base's files
         self.settings = hub.read_adapter_config(directory)
         _check_settings(directory, self.settings)
         self.weights = Weights(directory, single=FILE)
@@ -158,8 +159,8 @@ class LoraAdapter:
                     "not as 16 or 32-bit floats"
                 )
             part = next((p for p in PARTS if key.endswith("." + p)), None)
-            name = key.removeprefix(PREFIX)
-            if name == key:
+            name = self.prefix + key.removeprefix(PREFIX)
+            if not key.startswith(PREFIX):
                 raise RequestError(f"{self.directory / FILE}: {key} is not named as PEFT names tensors ({PREFIX}…)")
             if part:
                 found.setdefault(name.removesuffix("." + part), {})[PARTS[part]] = key

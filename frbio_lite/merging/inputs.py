@@ -193,7 +193,7 @@ def tied_names(directory: Path, settings: Mapping[str, Any], weights: Weights) -
     embeddings = [n for n in weights.names() if n.endswith(EMBEDDING)]
     if len(embeddings) != 1:
         return {}
-    head = next((n for n in weights.names() if n.endswith(HEAD)), HEAD)
+    head = next((n for n in weights.names() if n.endswith(HEAD)), hub.text_prefix(directory) + HEAD)
     tied = settings.get("tie_word_embeddings")
     if tied is None:  # the architecture's default; without a head in the file there is nothing to ask
         tied = head not in weights or hub.load_config(directory).get_text_config().tie_word_embeddings

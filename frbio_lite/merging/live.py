@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frbio_lite import model
+from frbio_lite import hub, model
 from frbio_lite.errors import RequestError
 from frbio_lite.kernels.interpolate import blend
-from frbio_lite.merging.blocks import Block, workers
+from frbio_lite.merging.blocks import Block, scratch, workers
 from frbio_lite.merging.inputs import FullModel, Inputs
 from frbio_lite.merging.merger import Merger, Rounding
 from frbio_lite.merging.methods import WeightedSum
@@ -43,14 +43,15 @@ def write_into(live: model.Model, merger: Merger, ratio: float, rounding: Roundi
         part.copy_(values)
         return True
 
-    def put_there(block: Block, part: Tensor) -> bool:
-        return part.is_cuda and blend_there(block, part, merger, ratio, rounding)
+    def shortcut(block: Block, part: Tensor) -> bool:
+        return blend_there(block, part, merger, ratio, rounding)
 
-    _each_block(targets, merger, ratio, rounding, f"merge {label or f'{ratio:g}'}", put, put_there)
+    _each_block(targets, merger, ratio, rounding, f"merge {label or f'{ratio:g}'}", put, shortcut)
 
 
 def blend_there(block: Block, part: Tensor, merger: Merger, ratio: float, rounding: Rounding | None) -> bool:
-    """Merge a block on the device of `part`, its place in the live model, from the bytes of the files: the same bits.
+    """Merge a block in torch on the device of `part`, its place in the live model, from the bytes of the files: the same
+    bits as numpy's, which streams files of any size without loading torch, in half the time.
 
     False, with nothing done, where the merge is no weighted sum of two stored tensors, or its values are not simply
     rounded to the live dtype: stochastically, to another dtype, to float16 (whose overflow is an error).
@@ -67,15 +68,23 @@ def blend_there(block: Block, part: Tensor, merger: Merger, ratio: float, roundi
     share = merger.factors[block.name] * ratio
     first, second = (1.0, 0.0) if share == 0.0 else rule.coefficients(merger.grams.get(block.name), share)
     held = block.name if block.name in source.weights else source.tied[block.name]
-    base = _stored(inputs.base, inputs.stored(block.name), block, part.device)
-    blend(base, _stored(source.weights, held, block, part.device), (first, second), part)
+    places = [(inputs.base, inputs.stored(block.name)), (source.weights, held)]
+    if part.is_cuda:
+        base, adapted = (_stored(*place, block).to(part.device, copy=True) for place in places)
+        blend(base, adapted, (first, second), part)
+        return True
+    terms = []
+    for i, (place, weight) in enumerate(zip(places, (first, second), strict=True)):
+        if weight != 0.0:
+            terms.append(torch.from_numpy(scratch(i, block.count)).copy_(_stored(*place, block)).mul_(weight))
+    part.copy_(terms[0].add_(terms[1]) if len(terms) == 2 else terms[0])
     return True
 
 
-def _stored(weights: Weights, name: str, block: Block, device: torch.device) -> Tensor:
-    """A block as its file holds it, on a device, in memory of its own."""
+def _stored(weights: Weights, name: str, block: Block) -> Tensor:
+    """A block as its file holds it, in this thread's buffer: use before reading on."""
     raw = weights.read(name, block.start, block.count)
-    return torch.from_numpy(raw).view(TORCH[weights.stored_dtype(name)]).to(device, copy=True)
+    return torch.from_numpy(raw).view(TORCH[weights.stored_dtype(name)])
 
 
 def differing(live: model.Model, merger: Merger, ratio: float, rounding: Rounding) -> str | None:
@@ -94,10 +103,12 @@ def differing(live: model.Model, merger: Merger, ratio: float, rounding: Roundin
 
 
 def _targets(live: model.Model, inputs: Inputs) -> dict[str, Tensor]:
-    """The parameters by name, and those buffers that the model's files hold."""
-    held = set(inputs.names)
-    buffers = {name: b for name, b in live.named_buffers() if name in held and inputs.is_float(name)}
-    return {name: p.detach() for name, p in live.named_parameters()} | buffers
+    """The parameters by their names in the base's files, and those buffers that the files hold."""
+    prefix = hub.text_prefix(inputs.base.directory)
+    stored = set(inputs.names)
+    held = {prefix + name: b for name, b in live.named_buffers()}
+    buffers = {name: b for name, b in held.items() if name in stored and inputs.is_float(name)}
+    return {prefix + name: p.detach() for name, p in live.named_parameters()} | buffers
 
 
 def _each_block(

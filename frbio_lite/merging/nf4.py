@@ -103,7 +103,9 @@ def linear_layers(base: Weights) -> frozenset[str]:
         model = AutoModelForCausalLM.from_config(hub.load_config(base.directory))
     kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
     replace_with_bnb_linear(model, kept, BitsAndBytesConfig(load_in_4bit=True))
-    layers = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, Linear4bit)}
+    prefix = hub.text_prefix(base.directory)
+    found = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, Linear4bit))
+    layers = {f"{prefix}{name}.weight": layer for name, layer in found}
     for name, layer in layers.items():
         if issubclass(layer.source_cls, Conv1D):
             raise RequestError(f"{base.directory} stores {name} transposed: use adapter_base bf16")

@@ -108,14 +108,14 @@ def merge_models(
     base = inputs.base.directory
     hub.copy_tokenizer(base, directory)
     _write_statistics(directory / "tensors.csv", measured, [described(d) for d in inputs.directories[1:]])
-    write_text(directory / "README.md", _card(inputs, ratio, stored, description or {}))
+    figures = {**_summary(measured), "dtype": stored}
+    _write_card(directory, inputs, ratio, figures, description or {})
     _write_config(base, directory, stored, untie=inputs.unties)
     return {
-        **_summary(measured),
+        **figures,
         "tensors": len(entries),
         "parameters": sum(math.prod(e.shape) for e in entries),
         "bytes": writer.total_bytes,
-        "dtype": stored,
         "seconds": round(time.monotonic() - started, 3),
     }
 
@@ -204,7 +204,7 @@ def _write_config(base: Path, directory: Path, dtype: str, untie: bool) -> None:
         if part is config or part.keys() & {"dtype", "torch_dtype"}:
             part.pop("torch_dtype", None)
             part["dtype"] = dtype
-        if untie and (part is config or "tie_word_embeddings" in part):
+        if untie and (part is config or part is config.get("text_config") or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False
     write_json(directory / "config.json", config)
 
@@ -218,39 +218,15 @@ def described(directory: Path) -> str:
     return where.name
 
 
-def _card(inputs: Inputs, ratio: float, dtype: str, description: Mapping[str, str]) -> str:
-    names = [described(d) for d in inputs.directories]
-    rows = {"base": f"`{_plain(names[0])}`"}
-    rows |= {f"adapted{f' {i}' if len(names) > 2 else ''}": f"`{_plain(n)}`" for i, n in enumerate(names[1:], start=1)}
+def _write_card(
+    directory: Path, inputs: Inputs, ratio: float, figures: Mapping[str, Any], description: Mapping[str, str]
+) -> None:
+    from frbio_lite.export.card import write_card  # loads the Hub's library and jinja2
+    from frbio_lite.export.facts import Merged, hub_id
+    from frbio_lite.export.licenses import license_of
+
+    names = tuple(described(d) for d in inputs.directories)
+    notes = {key: value for key, value in description.items() if key != "configuration"}
     configuration = description.get("configuration", "")
-    if not configuration:
-        rows["ratio"] = f"{ratio:g} (the share of the adapted model; 0 is the base, 1 the adapted model)"
-    rows["dtype"] = dtype
-    rows |= {key: _plain(value) for key, value in description.items() if key != "configuration"}
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    # Indented, a text cannot end its own block, whatever it holds.
-    block = (
-        "\n\nConfiguration:\n\n" + "\n".join(f"    {line}" for line in configuration.splitlines())
-        if configuration
-        else ""
-    )
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [merge, frbio_lite]
----
-
-# Merged model
-
-Merged by frbio_lite. **Not for clinical decisions**: a research model, not a medical device.
-
-| | |
-|---|---|
-{table}{block}
-
-`tensors.csv` says for each tensor how much adaptation changed it and which part of that change is in this model.
-"""
-
-
-def _plain(text: str) -> str:
-    return text.replace("`", "'").replace("\n", " ").replace("|", "/")
+    license = license_of(hub_id(names[0]), inputs.base.directory)
+    write_card(directory, Merged(names, license, figures, None if configuration else ratio, notes, configuration))

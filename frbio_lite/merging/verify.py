@@ -128,7 +128,7 @@ def _adapted_logits(base: Path, adapter: LoraAdapter, share: float, tokens: Tens
     inner = live.get_base_model()
     for name in adapter.copies:  # PEFT loads them over the base's own, in the dtype of the training
         stored = adapter.base.get(adapter.tied.get(name, name))
-        module = inner.get_submodule(name.removesuffix(".weight"))
+        module = inner.get_submodule(name.removeprefix(adapter.prefix).removesuffix(".weight"))
         getattr(module, "base_layer", module).weight.data.copy_(torch.from_numpy(stored))
     for module in inner.modules():
         if isinstance(module, LoraLayer):

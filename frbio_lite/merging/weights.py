@@ -166,7 +166,7 @@ def widen(raw: Bytes, dtype: str, out: Floats) -> Floats:
 
 
 def narrow(values: Floats, dtype: str, out: npt.NDArray[np.uint32]) -> Bytes:
-    """fp32 [count] rounded to the nearest, of two to the even one, as stored; in `out` [count], which it overwrites.
+    """fp32 [count] rounded to the nearest, of two to the even one, as stored; overwrites `out` [count].
 
     Beyond float16 it becomes Inf. No value may be NaN.
     """
@@ -187,11 +187,9 @@ def narrow(values: Floats, dtype: str, out: npt.NDArray[np.uint32]) -> Bytes:
 
 
 def upper_halves(bits: npt.NDArray[np.uint32]) -> Bytes:
-    """The upper 16 bits of each number, which are moved to the beginning of `bits`."""
+    """The upper 16 bits of each number; overwrites `bits`."""
     np.right_shift(bits, 16, out=bits)
-    halves = bits.view(np.uint16)[: bits.size]
-    halves[...] = bits  # each number is read before its place is written: numpy copies where the two overlap
-    return halves.view(np.uint8)
+    return bits.astype(np.uint16).view(np.uint8)
 
 
 def _buffer(size: int) -> Bytes:

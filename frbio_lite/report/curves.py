@@ -11,9 +11,10 @@ from markupsafe import Markup
 from frbio_lite.report import format as fmt
 from frbio_lite.report import merging
 from frbio_lite.report.charts import Frame, Line, Mark, Point, legend, line_chart, nice_ticks
+from frbio_lite.report.language import _, integer, number, percent_sign, significant
 from frbio_lite.report.load import AblationScore, Choice, LoggedStep, MergedTensor, Run
 from frbio_lite.report.means import mean_with_interval
-from frbio_lite.report.verdict import group_name
+from frbio_lite.report.verdict import group_name, mean_of
 
 MOST_POINTS = 120  # of a training curve; more steps share a point
 MOST_RATIO_LABELS = 11
@@ -46,17 +47,27 @@ def _trade_off_chart(run: Run, metric: str, scores: Sequence[AblationScore]) -> 
         for group in groups
         for method in methods
     ]
-    better = "" if fmt.is_percent(metric) else " (lower is better)"
-    name = fmt.metric_name(metric).capitalize()
+    name = fmt.capitalized(fmt.metric_name(metric))
+    title = name if fmt.is_percent(metric) else _("{metric} (lower is better)").format(metric=name)
     frame = Frame(
-        description=f"{name} over the merge ratio, validation items",
-        x_label="merge ratio",
-        y_text=(lambda v: f"{v:.4g}%") if fmt.is_percent(metric) else (lambda v: f"{v:.4g}"),
+        description=_("{metric} over the merge ratio, validation items").format(metric=name),
+        x_label=_("merge ratio"),
+        y_text=_percent_tick if fmt.is_percent(metric) else significant,
         x_ticks=_ratio_ticks([row.ratio for row in scores]),
-        x_notes=((0.0, "base"), (1.0, "adapted")),
-        mark=Mark(run.choice.ratio, f"chosen: {fmt.ratio(run.choice.ratio)}") if run.choice else None,
+        x_notes=((0.0, _("base")), (1.0, _("adapted"))),
+        mark=_mark(run.choice),
     )
-    return Chart(name + better, line_chart(lines, frame), legend(lines))
+    return Chart(title, line_chart(lines, frame), legend(lines))
+
+
+def _mark(choice: Choice | None) -> Mark | None:
+    if choice is None:
+        return None
+    return Mark(choice.ratio, _("chosen: {ratio}").format(ratio=fmt.ratio(choice.ratio)))
+
+
+def _percent_tick(value: float) -> str:
+    return percent_sign(significant(value))
 
 
 def _ratio_line(
@@ -64,7 +75,8 @@ def _ratio_line(
 ) -> Line:
     metric_scale = 100.0 if rows and fmt.is_percent(rows[0].metric) else 1.0
     several = len(methods) > 1
-    label = group_name(group) + (f", {method}" if several else "")
+    name = group_name(group)
+    label = _("{group}, {method}").format(group=name, method=method) if several else name
     points = []
     for ratio in sorted({row.ratio for row in rows}):
         here = [row for row in rows if row.ratio == ratio]
@@ -72,10 +84,12 @@ def _ratio_line(
         if mean is None:
             continue
         value, low, high = mean
-        span = fmt.interval(here[0].metric, low, high)
-        text = f"{label}, ratio {fmt.ratio(ratio)}: {fmt.metric_value(here[0].metric, value)}"
-        text += f" (95% interval {span})" if span else ""
-        text += f", mean of {len(here)} tasks" if len(here) > 1 else f", {here[0].task}"
+        text = _("{line}, ratio {ratio}: {value}").format(
+            line=label, ratio=fmt.ratio(ratio), value=fmt.metric_value(here[0].metric, value)
+        )
+        if span := fmt.interval(here[0].metric, low, high):
+            text += " " + _("(95% interval {span})").format(span=span)
+        text += f", {mean_of(len(here)) if len(here) > 1 else here[0].task}"
         bounds = (value if low is None else low, value if high is None else high)
         points.append(Point(ratio, value * metric_scale, bounds[0] * metric_scale, bounds[1] * metric_scale, text))
     tone = group if group in {"domain", "general"} else "other"
@@ -87,7 +101,7 @@ def _ratio_ticks(ratios: Sequence[float]) -> tuple[tuple[float, str], ...]:
     values = sorted({0.0, *ratios, 1.0})
     if len(values) > MOST_RATIO_LABELS:
         values = [0.0, 0.25, 0.5, 0.75, 1.0]
-    return tuple((value, f"{value:.2g}") for value in values)
+    return tuple((value, significant(value, 2)) for value in values)
 
 
 def depth(run: Run) -> list[Chart]:
@@ -99,12 +113,12 @@ def depth(run: Run) -> list[Chart]:
         return []
     ticks = [tick for tick in nice_ticks(0.0, max(layers), most=8) if tick <= max(layers) and tick.is_integer()]
     frame = Frame(
-        description="How much the weights changed over the layers, by part of the model",
-        x_label="layer, from input to output",
-        y_text=lambda v: f"{v:.4g}%",
+        description=_("How much the weights changed over the layers, by part of the model"),
+        x_label=_("layer, from input to output"),
+        y_text=_percent_tick,
         x_ticks=tuple((tick, f"{tick:.0f}") for tick in ticks),
     )
-    title = "‖Δ‖/‖W‖ over depth: median and range of the tensors that changed"
+    title = _("‖Δ‖/‖W‖ over depth: median and range of the tensors that changed")
     return [Chart(title, line_chart(lines, frame), legend(lines))]
 
 
@@ -115,12 +129,13 @@ def _depth_line(part: str, rows: Sequence[MergedTensor]) -> Line:
         if layer is not None and row.relative_change is not None:
             by_layer.setdefault(layer, []).append(row.relative_change)
     by_layer = {layer: [c for c in changes if c > 0.0] or [0.0] for layer, changes in by_layer.items()}
-    name = part[:1].upper() + part[1:]
+    name = fmt.capitalized(_(part))
     points = []
     for layer, changes in sorted(by_layer.items()):
         low, middle, high = min(changes), median(changes), max(changes)
-        text = f"{name}, layer {layer}: {fmt.share(middle)}"
-        text += f", tensors from {fmt.share(low)} to {fmt.share(high)}" if len(changes) > 1 else ""
+        text = _("{part}, layer {layer}: {change}").format(part=name, layer=layer, change=fmt.share(middle))
+        if len(changes) > 1:
+            text += _(", tensors from {low} to {high}").format(low=fmt.share(low), high=fmt.share(high))
         points.append(Point(float(layer), 100 * middle, 100 * low, 100 * high, text))
     tone, dash = PART_STYLES.get(part, ("other", 3))
     return Line(name, tone, tuple(points), dash=dash, band=True)
@@ -131,15 +146,15 @@ def training(run: Run) -> list[Chart]:
     return [
         chart
         for chart in (
-            _training_chart(run.log, "Training loss", lambda e: e.loss, ".3f"),
-            _training_chart(run.log, "Learning rate", lambda e: e.learning_rate, ".3g"),
+            _training_chart(run.log, _("Training loss"), lambda e: e.loss, lambda v: number(v, 3)),
+            _training_chart(run.log, _("Learning rate"), lambda e: e.learning_rate, lambda v: significant(v, 3)),
         )
         if chart.svg
     ]
 
 
 def _training_chart(
-    log: Sequence[LoggedStep], name: str, value_of: Callable[[LoggedStep], float | None], style: str
+    log: Sequence[LoggedStep], name: str, value_of: Callable[[LoggedStep], float | None], write: Callable[[float], str]
 ) -> Chart:
     by_tokens = all(entry.tokens is not None for entry in log)
     known = [(entry, value) for entry in log if (value := value_of(entry)) is not None]
@@ -150,17 +165,22 @@ def _training_chart(
         values = [value for _, value in share]
         last = share[-1][0]
         mean = sum(values) / len(values)
-        steps = f"step {last.step}" if len(share) == 1 else f"steps {share[0][0].step}–{last.step}"
-        text = f"{name}, {steps}: {mean:{style}}"
-        text += f", {fmt.count(last.tokens)} tokens seen" if by_tokens else ""
+        steps = (_("step {last}") if len(share) == 1 else _("steps {first}–{last}")).format(
+            first=integer(share[0][0].step), last=integer(last.step)
+        )
+        text = _("{curve}, {steps}: {value}").format(curve=name, steps=steps, value=write(mean))
+        if by_tokens:
+            text += _(", {tokens} tokens seen").format(tokens=fmt.count(last.tokens))
         x = last.tokens if by_tokens and last.tokens is not None else last.step
         points.append(Point(float(x), mean, min(values), max(values), text))
     xs = [p.x for p in points] or [0.0]
     frame = Frame(
-        description=f"{name} over the {'tokens' if by_tokens else 'steps'} of training",
-        x_label="tokens seen" if by_tokens else "steps",
-        y_text=lambda v: f"{v:.4g}",
-        x_ticks=tuple((tick, _short(tick)) for tick in nice_ticks(0.0, max(xs), most=5)),
+        description=(
+            _("{curve} over the tokens of training") if by_tokens else _("{curve} over the steps of training")
+        ).format(curve=name),
+        x_label=_("tokens seen") if by_tokens else _("steps"),
+        y_text=significant,
+        x_ticks=tuple((tick, _short(tick)) for tick in nice_ticks(0.0, max(xs), most=5) if tick <= max(xs)),
     )
     line = Line(name, "other", tuple(points), band=True)
     return Chart(name, line_chart([line], frame), Markup(""))
@@ -168,7 +188,7 @@ def _training_chart(
 
 def _short(value: float) -> str:
     """1.5M, 200k: a tick of tokens."""
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for scale, unit in ((1e9, _("{number}G")), (1e6, _("{number}M")), (1e3, _("{number}k"))):
         if value >= scale:
-            return f"{value / scale:.4g}{unit}"
-    return f"{value:.4g}"
+            return unit.format(number=significant(value / scale))
+    return significant(value)

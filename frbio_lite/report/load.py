@@ -6,18 +6,20 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, RootModel, ValidationError
 
 from frbio_lite.artifacts import MANIFEST, Kind, Manifest, read_manifest
 from frbio_lite.errors import RequestError
+from frbio_lite.report.language import _
 
 MODELS = ("base", "adapted", "merged")
+PAIRED = ("base", "merged")  # whose answers are read item by item
 STAGES: dict[str, Kind] = {
     "corpus": "Documents",
     "packed": "PackedTokens",
@@ -29,6 +31,8 @@ STAGES: dict[str, Kind] = {
 RECIPE = "recipe.yaml"
 COMPARISON = "eval/compare.json"
 TENSORS = "tensors.csv"
+ITEMS, QUESTIONS = "items.jsonl", "questions.json"
+MEMORY = "memory"  # a figure of training
 COUNTED = ("domain", "general")  # the groups that rules and verdicts count; any other one is shown beside them
 
 
@@ -113,7 +117,6 @@ class Choice(BaseModel):
     method: str
     ratio: Ratio
     rule: Rule = Rule()
-    why: str = ""
     candidates: list[Candidate] = []
     screened_out: list[ScreenedOut] | None = None
     adapter_base: AdapterBase | None = None
@@ -138,6 +141,7 @@ class TaskDifference(Difference):
     task: str
     metric: str
     adjusted_p: float
+    test: str = ""
     verdict: Literal["gained", "no difference shown", "lost"]
 
     @property
@@ -187,6 +191,18 @@ class MergeFigures(BaseModel):
     effective_ratio: Measured = None  # ‖written − W‖/‖Δ‖, rounding included
 
 
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class Memory(BaseModel):
+    """What training recorded on a GPU. `predicted`: by part; None where no plan could be made, for the reason in `why_not`."""
+
+    predicted: dict[str, Bytes] | None = None
+    why_not: str = ""
+    reserved_bytes: Bytes  # the most that torch held of the GPU
+    allocated_bytes: Bytes  # the most of it that was in tensors
+
+
 class MergedTensor(BaseModel):
     """A row of tensors.csv: a tensor as one adapted model changed it. The effective ratio is that of all models."""
 
@@ -196,6 +212,36 @@ class MergedTensor(BaseModel):
     angle_degrees: Measured
     slerp_is_linear: bool
     effective_ratio: Measured
+
+
+class Answer(BaseModel):
+    """A line of items.jsonl, as far as the page shows it; `correct` only where an answer is right or wrong."""
+
+    task: str
+    id: str
+    prompt_hash: str
+    correct: bool | None = None
+    prediction: int | list[int] | float | str | None = None  # positions of options, or a text
+    gold: int | list[int] | float | str | None = None
+    log_likelihoods: list[Annotated[float, Field(allow_inf_nan=False)]] = []
+    answer: str = ""  # a text in the model's own words
+    truncated: bool = False
+
+
+class Asked(BaseModel):
+    """A question's own words, and its options if it has any."""
+
+    text: str
+    options: list[str] = []
+
+
+class Questions(BaseModel):
+    """What a task asked, by item."""
+
+    license: str
+    source: str
+    language: str
+    items: dict[str, Asked]
 
 
 class LoggedStep(BaseModel):
@@ -235,19 +281,22 @@ class Funnel(BaseModel):
         documents = told.pop("documents", {})
         questions = {name.replace("_", " "): value for name, value in told.items() if isinstance(value, Mapping)}
         others = {name: value for name, value in told.items() if not isinstance(value, Mapping)}
-        action = f", {privacy['action']}" if "action" in privacy else ""
+        found = {
+            "mask": _("Personal identifiers found and masked"),
+            "drop": _("Personal identifiers found, whose documents were left out"),
+        }.get(str(privacy.get("action")), _("Personal identifiers found"))
         known = {
-            "Places changed, by rule": self.changes,
-            f"Personal identifiers found{action}": privacy.get("found", {}),
-            "Benchmark questions": questions,
-            "Sources as they were read": {name: _read(source) for name, source in self.sources.items()},
+            _("Places changed, by rule"): self.changes,
+            found: privacy.get("found", {}),
+            _("Benchmark questions"): questions,
+            _("Sources as they were read"): {name: _read(source) for name, source in self.sources.items()},
         }
         return {
-            "Documents changed, by rule": self.rules,
-            "Documents dropped, by reason": self.dropped,
-            "Documents with benchmark questions": documents,
+            _("Documents changed, by rule"): self.rules,
+            _("Documents dropped, by reason"): self.dropped,
+            _("Documents with benchmark questions"): documents,
             **{title: value for title, value in known.items() if value},
-            "decontamination": others,
+            _("decontamination"): others,
         }
 
 
@@ -282,6 +331,9 @@ class Run:
     tensors: tuple[MergedTensor, ...] = ()
     results: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
     comparison: Comparison | None = None  # None: there is no compare.json
+    answers: Mapping[str, tuple[Answer, ...]] = field(default_factory=dict)  # of base and merged
+    questions: Mapping[str, Questions] = field(default_factory=dict)  # by task; none of an older evaluation
+    memory: Memory | None = None  # none of a CPU
 
     @property
     def name(self) -> str:
@@ -334,6 +386,9 @@ def load_run(directory: Path) -> Run:
         tensors=_read_table(directory / "merge" / TENSORS, MergedTensor) if merge and TENSORS in merge.files else (),
         results={m: _read_results(directory / f"eval/{m}/results.json") for m in digests},
         comparison=compared.named(digests) if compared else None,
+        answers={m: _read_answers(directory / "eval" / m, manifests[f"eval/{m}"]) for m in PAIRED if m in digests},
+        questions=_read_questions(directory / "eval/merged", manifests.get("eval/merged")),
+        memory=_read_memory(directory / "train" / MANIFEST, manifests.get("train")),
     )
 
 
@@ -394,6 +449,27 @@ def _read_results(path: Path) -> tuple[Result, ...]:
     return tuple(_read_json(path, _Results).rows)
 
 
+def _read_lines(path: Path, model: type[Model]) -> Iterator[Model]:
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if line.strip():
+            yield _check(model, _parse(line, path, f"line {number}"), path, f"line {number}")
+
+
+def _read_answers(directory: Path, manifest: Manifest) -> tuple[Answer, ...]:
+    return tuple(_read_lines(directory / ITEMS, Answer)) if ITEMS in manifest.files else ()
+
+
+def _read_questions(directory: Path, manifest: Manifest | None) -> Mapping[str, Questions]:
+    path = directory / QUESTIONS
+    if manifest is None or QUESTIONS not in manifest.files:
+        return {}
+    return _check(RootModel[dict[str, Questions]], _parse(_read_text(path), path), path).root
+
+
+def _read_memory(path: Path, train: Manifest | None) -> Memory | None:
+    return _check(Memory, train.figures[MEMORY], path, MEMORY) if train and MEMORY in train.figures else None
+
+
 def _read_table(path: Path, model: type[Model]) -> tuple[Model, ...]:
     table = csv.DictReader(io.StringIO(_read_text(path), newline=""))
     try:
@@ -407,9 +483,5 @@ def _read_table(path: Path, model: type[Model]) -> tuple[Model, ...]:
 
 def _read_log(path: Path) -> tuple[LoggedStep, ...]:
     """The steps in order; where training resumed and wrote a step again, its last line counts."""
-    steps: dict[int, LoggedStep] = {}
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        if line.strip():
-            entry = _check(LoggedStep, _parse(line, path, f"line {number}"), path, f"line {number}")
-            steps[entry.step] = entry
+    steps = {entry.step: entry for entry in _read_lines(path, LoggedStep)}
     return tuple(steps[step] for step in sorted(steps))

@@ -8,22 +8,23 @@ from statistics import median
 from typing import Any
 
 from frbio_lite.report import format as fmt
-from frbio_lite.report.load import AdapterBase, MergedTensor, MergeFigures, Run
+from frbio_lite.report.language import N_, _, integer, ngettext, number, significant
+from frbio_lite.report.load import AdapterBase, MergedTensor, MergeFigures, Run, text_at
 
 LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)\.")
 # The first that matches a tensor's name counts: a norm stays a norm inside an attention block.
 PARTS = {
-    "norms": re.compile(r"norm|(?:^|\.)ln_", re.IGNORECASE),
-    "embedding and head": re.compile(r"embed|lm_head|(?:^|\.)(?:wte|wpe)\."),
-    "attention": re.compile(r"attn|attention"),
-    "MLP": re.compile(r"mlp|ffn|feed_forward|moe|experts|(?:^|\.)fc\d"),
+    N_("norms"): re.compile(r"norm|(?:^|\.)ln_", re.IGNORECASE),
+    N_("embedding and head"): re.compile(r"embed|lm_head|(?:^|\.)(?:wte|wpe)\."),
+    N_("attention"): re.compile(r"attn|attention"),
+    N_("MLP"): re.compile(r"mlp|ffn|feed_forward|moe|experts|(?:^|\.)fc\d"),
 }
-OTHER = "other"
+OTHER = N_("other")
 SHOWN = ("attention", "MLP", "embedding and head", "norms", OTHER)  # the order on the page
 ALL_OF_IT = 1.0005  # shares that are written as 1.000 at most
 BASES = {
-    "bf16": "the stored weights (bf16)",
-    "nf4-dequant": "what 4 bits hold of the weights (nf4-dequant)",
+    "bf16": N_("the stored weights (bf16)"),
+    "nf4-dequant": N_("what 4 bits hold of the weights (nf4-dequant)"),
 }
 
 
@@ -50,24 +51,37 @@ def sentence(figures: MergeFigures | None, ratio: float | None) -> str:
     if figures is None or figures.relative_change is None:
         return ""
     if figures.relative_change == 0.0:
-        return "Adaptation changed no weight: the merged model is the base itself."
-    parts = [f"Adaptation changed the weights by {fmt.share(figures.relative_change)} of their length"]
-    asked = "" if ratio is None else f", at a merge ratio of {fmt.ratio(ratio)}"
-    kept = figures.effective_ratio
-    if kept is not None and kept > ALL_OF_IT:
-        parts.append(f"the merged model moved {kept:.2f} times as far{asked}")
-    elif kept is not None:
-        parts.append(f"the merged model holds {'none' if kept == 0.0 else f'{kept:.2f}'} of that change{asked}")
-    return "; ".join([*parts, *_linear_clause(figures.slerp_is_linear_share)]) + "."
+        return _("Adaptation changed no weight: the merged model is the base itself.")
+    moved = _("Adaptation changed the weights by {share} of their length").format(
+        share=fmt.share(figures.relative_change)
+    )
+    parts = [moved, *_kept_clause(figures.effective_ratio, ratio), *_linear_clause(figures.slerp_is_linear_share)]
+    return _("; ").join(parts) + "."
+
+
+def _kept_clause(kept: float | None, ratio: float | None) -> list[str]:
+    if kept is None:
+        return []
+    asked = "" if ratio is None else _(", at a merge ratio of {ratio}").format(ratio=fmt.ratio(ratio))
+    if kept == 0.0:
+        return [_("the merged model holds none of that change{asked}").format(asked=asked)]
+    told = (
+        _("the merged model moved {kept} times as far{asked}")
+        if kept > ALL_OF_IT
+        else _("the merged model holds {kept} of that change{asked}")
+    )
+    return [told.format(kept=number(kept, 2), asked=asked)]
 
 
 def _linear_clause(share: float | None) -> list[str]:
     if share is None:
         return []
     if share == 0.0:
-        return ["no changed tensor lies so close to its base that slerp would be a straight line"]
-    of = "all" if share == 1.0 else fmt.share(share)
-    return [f"for {of} of the changed tensors slerp is a straight line, so slerp and linear give the same there"]
+        return [_("no changed tensor lies so close to its base that slerp would be a straight line")]
+    if share == 1.0:
+        return [_("for all of the changed tensors slerp is a straight line, so slerp and linear give the same there")]
+    told = _("for {share} of the changed tensors slerp is a straight line, so slerp and linear give the same there")
+    return [told.format(share=fmt.share(share))]
 
 
 def table(tensors: Sequence[MergedTensor]) -> list[dict[str, str]]:
@@ -81,12 +95,12 @@ def _row(part: str, rows: Sequence[MergedTensor]) -> dict[str, str]:
     angles = [row.angle_degrees for row in moved if row.angle_degrees is not None]
     kept = [row.effective_ratio for row in moved if row.effective_ratio is not None]
     return {
-        "part": part,
+        "part": _(part),
         "tensors": fmt.count(len({row.name for row in rows})),
         "changed": fmt.count(len({row.name for row in moved})),
         "median": fmt.share(median(changes)) if changes else fmt.ABSENT,
         "largest": fmt.share(max(changes)) if changes else fmt.ABSENT,
-        "angle": f"{max(angles):.3g}°" if angles else fmt.ABSENT,
+        "angle": f"{significant(max(angles), 3)}°" if angles else fmt.ABSENT,
         "linear": fmt.share(sum(row.slerp_is_linear for row in moved) / len(moved)) if moved else fmt.ABSENT,
         "kept": _span(kept),
     }
@@ -100,7 +114,7 @@ def changed(row: MergedTensor) -> bool:
 def _span(values: Sequence[float]) -> str:
     if not values:
         return fmt.ABSENT
-    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    low, high = (number(bound, 3) for bound in (min(values), max(values)))
     return low if low == high else f"{low}–{high}"
 
 
@@ -109,12 +123,13 @@ def adapter_base(measured: AdapterBase | None) -> dict[str, Any] | None:
     if measured is None:
         return None
     bits = {"bf16": measured.bf16, "nf4-dequant": measured.nf4_dequant}
-    rows = [(f"merged into {BASES[name]}", value, name == measured.chosen) for name, value in bits.items()]
-    rows.insert(0, ("not merged: the live adapter on the 4-bit base it was trained on", measured.live, False))
+    into = _("merged into {weights}")
+    rows = [(into.format(weights=_(BASES[name])), value, name == measured.chosen) for name, value in bits.items()]
+    rows.insert(0, (_("not merged: the live adapter on the 4-bit base it was trained on"), measured.live, False))
     return {
         "why": _why(measured.chosen, bits),
         "rows": [
-            {"name": name, "bits": f"{value:.4f}", "chosen": chosen}
+            {"name": name, "bits": number(value, 4), "chosen": chosen}
             for name, value, chosen in rows
             if value is not None
         ],
@@ -122,19 +137,30 @@ def adapter_base(measured: AdapterBase | None) -> dict[str, Any] | None:
 
 
 def _why(chosen: str, bits: Mapping[str, float | None]) -> str:
-    added = f"The adapter was added to {BASES.get(chosen, chosen)}"
     mine = bits.get(chosen)
     others = [value for name, value in bits.items() if name != chosen and value is not None]
     if mine is None or not others:
-        return f"{added}, as it was told to be; no other weights were tried."
-    if mine > min(others):
-        return f"{added}, though others need fewer bits per byte of held-out text."
-    if mine == min(others):
-        return f"{added}: all need the same bits per byte of held-out text."
-    return (
-        f"{added}: it then needs fewer bits per byte of held-out text (less is better). The live adapter stands beside "
-        "them: a merge should come close to it."
-    )
+        told = _("The adapter was added to {weights}, as it was told to be; no other weights were tried.")
+    elif mine > min(others):
+        told = _("The adapter was added to {weights}, though others need fewer bits per byte of held-out text.")
+    elif mine == min(others):
+        told = _("The adapter was added to {weights}: all need the same bits per byte of held-out text.")
+    else:
+        told = _(
+            "The adapter was added to {weights}: it then needs fewer bits per byte of held-out text (less is better). "
+            "The live adapter stands beside them: a merge should come close to it."
+        )
+    return told.format(weights=_(BASES.get(chosen, chosen)))
+
+
+def scored_live(run: Run) -> str:
+    """That the chosen ratio was scored on the 4-bit base, which is not what is written; empty where that is not so."""
+    choice = run.choice
+    if choice is None or (choice.method, text_at(run.recipe, "train", "method")) != ("lora_scale", "qlora"):
+        return ""
+    if choice.ratio == 0.0:
+        return ""
+    return _("The chosen ratio was scored unmerged, on the 4-bit base; what is written is its merge.")
 
 
 def screened(run: Run) -> str:
@@ -143,9 +169,12 @@ def screened(run: Run) -> str:
     if out is None:
         return ""
     if not out:
-        return "The screen left out no merge: all were scored on all tasks."
-    merges = "1 merge was" if len(out) == 1 else f"{fmt.count(len(out))} merges were"
-    return f"Before the choice {merges} screened out: on the quick tasks they ranked behind those that went on to all."
+        return _("The screen left out no merge: all were scored on all tasks.")
+    return ngettext(
+        "Before the choice {n} merge was screened out: on the quick tasks it ranked behind those that went on to all.",
+        "Before the choice {n} merges were screened out: on the quick tasks they ranked behind those that went on to all.",
+        len(out),
+    ).format(n=integer(len(out)))
 
 
 def profile(value: Any) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frbio_lite.artifacts import Manifest
-from frbio_lite.report import curves, merging, verdict
+from frbio_lite.report import contamination, curves, examples, memory, merging, verdict
 from frbio_lite.report import format as fmt
-from frbio_lite.report.details import Details, details
+from frbio_lite.report.details import Details, details, kernels
+from frbio_lite.report.language import N_, _, integer, language, ngettext, number, significant
 from frbio_lite.report.load import (
     COMPARISON,
+    MEMORY,
     MODELS,
     STAGES,
     Choice,
@@ -23,31 +25,33 @@ from frbio_lite.report.load import (
     text_at,
 )
 from frbio_lite.report.means import main_family, mean_with_interval
-from frbio_lite.report.verdict import group_name, in_text
+from frbio_lite.report.verdict import group_name, mean_of
 
 DEMO_BASE = "demo"
 STAGE_NAMES = {
-    "corpus": "Corpus",
-    "packed": "Packing",
-    "train": "Training",
-    "ablation": "Choice of the ratio",
-    "merge": "Merge",
-    "eval/base": "Evaluation of the base",
-    "eval/adapted": "Evaluation of the adapted model",
-    "eval/merged": "Evaluation of the merged model",
+    "corpus": N_("Corpus"),
+    "packed": N_("Packing"),
+    "train": N_("Training"),
+    "ablation": N_("Choice of the ratio"),
+    "merge": N_("Merge"),
+    "eval/base": N_("Evaluation of the base"),
+    "eval/adapted": N_("Evaluation of the adapted model"),
+    "eval/merged": N_("Evaluation of the merged model"),
 }
 
+MODEL_NAMES = {"base": N_("base"), "adapted": N_("adapted"), "merged": N_("merged")}
 ADAPTED = ("merged", "adapted")  # what is compared with the base, the one that counts first
 EVALUATED = {"eval/adapted": "train", "eval/merged": "merge"}  # whose digest an evaluation records as its `model`
 
 
 def page(runs: Sequence[Run]) -> dict[str, Any]:
     """The whole context of the template."""
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+    title = runs[0].name if len(runs) == 1 else _("{n} runs compared").format(n=integer(len(runs)))
     return {
         "title": title,
-        "models": MODELS,
-        "runs": [_run(run, f"run-{i}") for i, run in enumerate(runs, 1)],
+        "language": language(),
+        "models": {model: _(name) for model, name in MODEL_NAMES.items()},
+        "runs": [_run(run, f"run-{i}") | {"examples": examples.part(run, len(runs))} for i, run in enumerate(runs, 1)],
         "comparison": [_summary(run, f"run-{i}") for i, run in enumerate(runs, 1)] if len(runs) > 1 else [],
     }
 
@@ -63,18 +67,20 @@ def _run(run: Run, anchor: str) -> dict[str, Any]:
         "demo": text_at(run.recipe, "base", "model") == DEMO_BASE,
         "verdict": verdict.sentences(run),
         "unmerged": verdict.describe(run, "adapted") if "merged" in run.results else "",
-        "margin": f"{run.margin:g}",
+        "margin": significant(run.margin),
         "glance": _glance(run),
         "groups": [_group(row, run.margin) for model in ADAPTED for row in run.groups_of(model)],
-        "missing": [STAGE_NAMES[stage] for stage in run.missing],
+        "missing": [_(STAGE_NAMES[stage]) for stage in run.missing],
         "notes": _notes(run),
         "trade_off": curves.trade_off(run),
         "ablation": _ablation(run),
         "choice": _choice(run.choice),
         "merge": _merge(run),
-        "task_heads": ["Base", "Merged", "Merged − base", "Adapted", "Adapted − base"],
+        "task_heads": [_("Base"), _("Merged"), _("Merged − base"), _("Adapted"), _("Adapted − base")],
         "tasks": _tasks(run),
+        "contamination": contamination.sentence(run),
         "training": curves.training(run),
+        "memory": memory.part(run),
         "training_figures": _measured(train, ()),
         "lost_steps": sum(entry.loss is None for entry in run.log),
         "corpus": _corpus(run.funnel, _sources(run)) if run.funnel else None,
@@ -95,6 +101,7 @@ def _merge(run: Run) -> dict[str, Any] | None:
         "charts": curves.depth(run),
         "adapter_base": merging.adapter_base(run.choice.adapter_base if run.choice else None),
         "screened": merging.screened(run),
+        "scored_live": merging.scored_live(run),
         "figures": _measured(manifest, ("method", "ratio", "adapter_base", "dtype", "stochastic_rounding")),
         "profile": merging.profile(manifest.settings.get("profile")) if manifest else "",
     }
@@ -113,7 +120,9 @@ def _measured(manifest: Manifest | None, settings: Sequence[str]) -> Details | N
     if manifest is None:
         return None
     figures = {name: value for name, value in manifest.figures.items() if not name.startswith("stage_")}
-    return details({**_scalars(manifest.settings, settings), **figures})
+    figures.pop(MEMORY, None)  # which `memory.part` shows
+    fused = kernels(figures.pop("kernels", None))
+    return details({**_scalars(manifest.settings, settings), **figures, **fused})
 
 
 def _scalars(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -137,7 +146,7 @@ def _glance(run: Run) -> list[dict[str, Any]]:
             {
                 "group": group_name(group),
                 "metric": fmt.metric_name(metric),
-                "tasks": tasks[0] if len(tasks) == 1 else f"mean of {len(tasks)} tasks",
+                "tasks": tasks[0] if len(tasks) == 1 else mean_of(len(tasks)),
                 "values": {model: fmt.metric_value(metric, mean) for model, mean in means.items()},
             }
         )
@@ -166,6 +175,7 @@ def _tasks(run: Run) -> list[dict[str, Any]]:
         lines.append(
             {
                 "task": key[0],
+                "control": contamination.control(key[0]),
                 "group": group_name(found[0].group),
                 "metric": fmt.metric_name(key[1]),
                 "counts": counts,
@@ -200,12 +210,14 @@ def _cell(row: Result | None) -> dict[str, Any]:
 
 def _compared(row: TaskDifference, counts: bool) -> dict[str, Any]:
     """The paired difference, marked with its verdict where it counts."""
-    certainty = "p < 0.001" if row.adjusted_p < 0.001 else f"p = {row.adjusted_p:.3f}"
+    p = number(max(row.adjusted_p, 0.001), 3)
+    certainty = f"p < {p}" if row.adjusted_p < 0.001 else f"p = {p}"
     return {
         "text": verdict.difference(row),
-        "note": ", ".join(filter(None, (verdict.span(row), certainty))),
+        "note": _(", ").join(filter(None, (verdict.span(row), certainty))),
         "mark": verdict.MARKS[row.verdict] if counts else "",
         "outcome": row.verdict if counts else "",
+        "told": _(row.verdict),
         "sort": "" if row.difference is None else row.difference,
     }
 
@@ -217,7 +229,7 @@ def _plain_difference(base: Result | None, other: Result | None) -> dict[str, An
         return {**plain, "text": fmt.ABSENT, "sort": ""}
     change = other.value - base.value
     if fmt.is_percent(base.metric):
-        return {**plain, "text": f"{fmt.signed(100 * change)} points", "sort": 100 * change}
+        return {**plain, "text": verdict.points(100 * change), "sort": 100 * change}
     return {**plain, "text": fmt.signed(change, 3), "sort": -100 * change}
 
 
@@ -227,16 +239,16 @@ def _group(row: GroupDifference, margin: float) -> dict[str, Any]:
     counts = row.role != "control"
     return {
         "group": group_name(row.group),
-        "model": row.model,
+        "model": _(MODEL_NAMES[row.model]),
         "asked": {
-            "gain": "is there a gain?",
-            "retain": f"is a loss of more than {verdict.amount(margin, row)} excluded?",
-            "control": "should not move",
+            "gain": _("is there a gain?"),
+            "retain": _("is a loss of more than {margin} excluded?").format(margin=verdict.amount(margin, row)),
+            "control": _("should not move"),
         }[row.role],
         "tasks": row.tasks,
         "difference": verdict.difference(row),
-        "span": verdict.span(row) or "too few items",
-        "verdict": row.verdict,
+        "span": verdict.span(row) or _("too few items"),
+        "verdict": _(row.verdict),
         "outcome": "gained" if counts and row.verdict in good else "lost" if counts and row.verdict in bad else "",
     }
 
@@ -245,11 +257,9 @@ def _choice(choice: Choice | None) -> dict[str, Any] | None:
     """The rule in words and what each candidate gained, with the chosen one marked."""
     if choice is None:
         return None
-    bounds = " and ".join(f"{fmt.signed(bound)} points on {in_text(g)}" for g, bound in choice.rule.retain.items())
-    rule = f"the largest gain on {in_text(choice.rule.maximise)}" + (f", with no less than {bounds}" if bounds else "")
     groups = list(dict.fromkeys(group for c in choice.candidates for group in c.gains))
     return {
-        "rule": rule if choice.rule.maximise else "",
+        "rule": verdict.rule_in_words(choice.rule),
         "groups": [group_name(group) for group in groups],
         "fronts": any(c.front is not None for c in choice.candidates),
         "candidates": [
@@ -257,7 +267,7 @@ def _choice(choice: Choice | None) -> dict[str, Any] | None:
                 "method": c.method,
                 "ratio": fmt.ratio(c.ratio),
                 "gains": [fmt.signed(c.gains.get(group)) for group in groups],
-                "eligible": "yes" if c.eligible else "no",
+                "eligible": _("yes") if c.eligible else _("no"),
                 "front": fmt.figure("front", c.front),
                 "chosen": (c.method, c.ratio) == (choice.method, choice.ratio),
             }
@@ -294,8 +304,19 @@ def _sources(run: Run) -> dict[str, dict[str, str]]:
             if config
             else text_at(source, "dataset") or text_at(source, "path")
         )
-        known[name] = {key: text_at(source, key) or fmt.ABSENT for key in ("license", "role", "weight")}
+        known[name] = {
+            "license": text_at(source, "license") or fmt.ABSENT,
+            "role": _(text_at(source, "role")) or fmt.ABSENT,
+            "weight": _weight(text_at(source, "weight")) or fmt.ABSENT,
+        }
     return known
+
+
+def _weight(text: str) -> str:
+    try:
+        return significant(float(text))
+    except (ValueError, ArithmeticError):
+        return text
 
 
 def _corpus(funnel: Funnel, sources: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -306,7 +327,7 @@ def _corpus(funnel: Funnel, sources: Mapping[str, Mapping[str, str]]) -> dict[st
         for name in names
     ]
     return {
-        "steps": [step.step for step in funnel.steps],
+        "steps": [_(step.step) for step in funnel.steps],
         "rows": rows,
         "total": [_counts(step) for step in funnel.steps],
         "details": details(funnel.details()),
@@ -318,17 +339,21 @@ def _counts(count: Count | None) -> dict[str, str]:
         return {"documents": fmt.ABSENT, "words": "", "bytes": ""}
     return {
         "documents": fmt.count(count.documents),
-        "words": "" if count.words is None else f"{count.words:,} words",
+        "words": "" if count.words is None else _words(count.words),
         "bytes": "" if count.bytes is None else fmt.size(count.bytes),
     }
 
 
+def _words(count: int) -> str:
+    return ngettext("{n} word", "{n} words", count).format(n=integer(count))
+
+
 def _stage(stage: str, manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
-        return {"name": STAGE_NAMES[stage], "done": False}
+        return {"name": _(STAGE_NAMES[stage]), "done": False}
     seconds, memory = (_first(manifest.figures, name) for name in ("stage_seconds", "peak_memory_bytes"))
     return {
-        "name": STAGE_NAMES[stage],
+        "name": _(STAGE_NAMES[stage]),
         "done": True,
         "seconds": fmt.figure("seconds", seconds),
         "memory": fmt.figure("bytes", memory),
@@ -358,7 +383,9 @@ def _versions(run: Run) -> list[tuple[str, str]]:
 def _notes(run: Run) -> list[str]:
     """What does not fit together: an artifact made from an older parent, a merge at another ratio than the chosen."""
     notes = [
-        f"{STAGE_NAMES[stage]} was made from an older state of {STAGE_NAMES[parent].lower()}: run the recipe again."
+        _("“{stage}” was made from an older state of “{parent}”: run the recipe again.").format(
+            stage=_(STAGE_NAMES[stage]), parent=_(STAGE_NAMES[parent])
+        )
         for stage, manifest in run.manifests.items()
         for name, digest in manifest.parents.items()
         if (parent := EVALUATED.get(stage, name) if name == "model" else name) in run.manifests
@@ -366,10 +393,12 @@ def _notes(run: Run) -> list[str]:
     ]
     told = run.comparison.results if run.comparison else ()
     if run.comparison and any(model in run.results and model not in told for model in ADAPTED):
-        notes.append(f"{COMPARISON} is not of all of these evaluations: {verdict.HOW_TO_COMPARE}.")
+        told_by = _("{file} is not of all of these evaluations: {how}.")
+        notes.append(told_by.format(file=COMPARISON, how=_(verdict.HOW_TO_COMPARE)))
     ratio = _merge_ratio(run)
     if run.choice and ratio is not None and ratio != run.choice.ratio:
-        notes.append(f"The merged model stands at {fmt.ratio(ratio)}, not at the chosen {fmt.ratio(run.choice.ratio)}.")
+        at = _("The merged model stands at {ratio}, not at the chosen {chosen}.")
+        notes.append(at.format(ratio=fmt.ratio(ratio), chosen=fmt.ratio(run.choice.ratio)))
     return notes
 
 
@@ -383,7 +412,7 @@ def _summary(run: Run, anchor: str) -> dict[str, Any]:
         "name": run.name,
         "directory": run.directory.resolve().name,
         "base": text_at(run.recipe, "base", "model") or fmt.ABSENT,
-        "ratio": f"{fmt.ratio(run.choice.ratio)} ({run.choice.method})" if run.choice else "not there yet",
+        "ratio": f"{fmt.ratio(run.choice.ratio)} ({run.choice.method})" if run.choice else _("not there yet"),
         "validation": [fmt.signed(chosen.gains.get(g) if chosen else None) for g in ("domain", "general")],
         "test": [verdict.group_gain(groups, g) for g in ("domain", "general")],
         "outcomes": verdict.outcomes(run, "merged"),

@@ -138,7 +138,6 @@ def put_ablation(run: Path, methods: tuple[str, ...] = ("slerp",), chosen: float
         "method": "slerp",
         "ratio": chosen,
         "rule": {"maximise": "domain", "retain": {"general": -5.0}},
-        "why": "of the ratios that lose at most 5 points on general tasks it gains most on domain tasks.",
         "candidates": [
             {"method": m, "ratio": r, "gains": gains[i], "eligible": gains[i]["general"] >= -5}
             for m in methods
@@ -161,14 +160,14 @@ def funnel(*sources: str) -> dict[str, Any]:
         steps.append({"step": step, **total, "by_source": counts})
     return {
         "steps": steps,
-        "rules": {name: {"mojibake": 31 + i, "white space": 812} for i, name in enumerate(sources)},
-        "changes": {name: {"mojibake": 77} for name in sources},
+        "rules": {name: {"repair_mojibake": 31 + i, "collapse_space": 812} for i, name in enumerate(sources)},
+        "changes": {name: {"repair_mojibake": 77} for name in sources},
         "privacy": {"action": "mask", "found": {name: {"phone": 3 + i} for i, name in enumerate(sources)}},
         "sources": {
             name: {"digest": "d" * 32, "revision": None, "skipped": [{"where": "a.txt", "reason": "binary"}]}
             for name in sources
         },
-        "dropped": {name: {"exact duplicate": 150, "benchmark question": 4} for name in sources},
+        "dropped": {name: {"duplicate": 150, "benchmark question": 4} for name in sources},
         "contamination": {
             "documents": {name: {"demo-medical": 4} for name in sources},
             "ngram": 13,

@@ -322,7 +322,7 @@ def test_a_merge_of_several_models_says_so(make_run: MakeRun, render: Render) ->
     head, rows = text.split("\n", 1)
     (run / "merge/tensors.csv").write_text(f"{head}\n{rows}{rows.replace(',train,', ',cœur,')}", encoding="utf-8")
     page = render(run)
-    assert "in each of 2 adapted models (train, cœur)" in page.said()
+    assert "for each of 2 adapted models (train, cœur)" in page.said()
     assert page.row("attention")[1:3] == ["8", "8"]
 
 

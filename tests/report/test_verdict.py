@@ -8,9 +8,20 @@ from typing import Any, get_args
 import pytest
 
 from frbio_lite.evaluation import statistics
-from frbio_lite.report.load import Choice, Comparison, GroupDifference, Result, Run, TaskDifference
+from frbio_lite.report.language import speaking
+from frbio_lite.report.load import Candidate, Choice, Comparison, GroupDifference, Result, Rule, Run, TaskDifference
 from frbio_lite.report.means import main_family, mean_with_interval
-from frbio_lite.report.verdict import MARKS, describe, group_gain, outcomes, sentences
+from frbio_lite.report.verdict import (
+    MARKS,
+    VERDICTS,
+    describe,
+    difference,
+    group_gain,
+    outcomes,
+    points,
+    rule_in_words,
+    sentences,
+)
 
 
 def row(
@@ -36,7 +47,7 @@ def general(verdict: str, difference: float, low: float | None, high: float | No
 
 
 def run_of(*groups: GroupDifference, margin: float = 1.0, models: tuple[str, ...] = ("base", "merged")) -> Run:
-    choice = Choice(method="slerp", ratio=0.5, why="it keeps what it must.")
+    choice = Choice(method="slerp", ratio=0.5)
     results = {model: (row(0.5, 0.4, 0.6),) for model in models}
     comparison = Comparison(margin=margin, groups=list(groups)) if groups else None
     return Run(Path("r"), "", {}, {}, choice=choice, results=results, comparison=comparison)
@@ -50,7 +61,77 @@ def test_the_sentences_say_what_was_gained_kept_and_chosen() -> None:
         "(+41.2 points, 95% interval +36.0 to +46.4, mean of 3 tasks) and is non-inferior on general tasks "
         "(−0.2 points, 95% interval −0.9 to +0.5), within the margin of 1 point."
     )
-    assert second == "Ratio 0.5 (slerp) was chosen on validation items: it keeps what it must."
+    assert second == "Ratio 0.5 (50% adapted model, 50% base; slerp) was chosen on validation items."
+
+
+def tried(ratio: float, domain: float | None, general: float | None, eligible: bool = True) -> Candidate:
+    return Candidate(method="slerp", ratio=ratio, gains={"domain": domain, "general": general}, eligible=eligible)
+
+
+BOTH = Rule(maximise="domain", retain={"general": -2.5})
+BASE, BEST, WORSE = tried(0.0, 0.0, 0.0), tried(0.25, 7.26, -1.0), tried(1.0, 9.0, -12.0, eligible=False)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rule", "candidates", "said"),
+    [
+        (0.25, BOTH, [BASE, BEST, WORSE], "Ratio 0.25 (25% adapted model, 75% base; slerp) was chosen on validation items: it "
+         "gains most on medical tasks (+7.3 points; −1.0 points on general tasks) and is the only merge with a loss of at most "
+         "2.5 points on general tasks."),
+        (0.25, BOTH, [BASE, BEST, tried(0.5, 3, 0)], " among the 2 merges with a loss of at most 2.5 points on"),
+        (0.25, Rule(maximise="domain"), [BASE, BEST], "items: it gains most on medical tasks (+7.3 points)."),
+        (0.25, Rule(maximise="general", retain={"domain": 2.0}), [BEST], "it gains most on general tasks (−1.0 points; +7.3 "
+         "points on medical tasks) and is the only merge with a gain of at least 2 points on medical tasks."),
+        (1.0, BOTH, [BASE, tried(1.0, 9, -1)], "The adapted model itself (ratio 1, slerp) was chosen on validation items: it "
+         "gains most on"),
+        (0.0, BOTH, [BASE], "The base itself (ratio 0) was chosen on validation items: nothing else was scored."),
+        (0.0, BOTH, [BASE, WORSE], "validation items: no merge has a loss of at most 2.5 points on general tasks."),
+        (0.0, BOTH, [BASE, tried(0.5, -1, 0)], "items: no merge that the rule allows gains anything on medical tasks."),
+        (0.25, BOTH, [BASE], "slerp) was chosen on validation items."),
+        (0.25, Rule(), [BASE, BEST], "slerp) was chosen on validation items."),
+        (0.25, BOTH, [tried(0.25, None, None)], "it gains most on medical tasks and is the only merge"),
+    ],
+)  # fmt: skip
+def test_why_the_ratio_was_chosen(ratio: float, rule: Rule, candidates: list[Candidate], said: str) -> None:
+    choice = Choice(method="slerp", ratio=ratio, rule=rule, candidates=candidates)
+    assert said in sentences(Run(Path("r"), "", {}, {}, choice=choice))[1]
+
+
+def test_the_rule_in_words() -> None:
+    assert rule_in_words(Rule()) == ""
+    assert rule_in_words(Rule(maximise="own")) == "the largest gain on own"
+    rule = Rule(maximise="domain", retain={"general": -1.0, "domain": 0.5})
+    assert rule_in_words(rule) == (
+        "the largest gain on medical tasks, with a loss of at most 1 point on general tasks and a gain of at least 0.5 points "
+        "on medical tasks"
+    )
+
+
+def test_the_verdict_in_french() -> None:
+    found = run_of(group("gained", 41.24, 36.02, 46.4, tasks=3), general("inconclusive", -0.2, -1.9, 0.5))
+    choice = Choice(method="slerp", ratio=0.25, rule=BOTH, candidates=[BASE, BEST, WORSE])
+    with speaking("fr"):
+        first, second = (told.replace("\u00a0", "~").replace("\u202f", "^") for told in sentences(found))
+        third = sentences(Run(Path("r"), "", {}, {}, choice=choice))[1].replace("\u00a0", "~").replace("\u202f", "^")
+        assert [points(value) for value in (-1.9, 2.0, 0.04)] == [
+            "−1,9\u00a0point",
+            "+2,0\u00a0points",
+            "0,0\u00a0point",
+        ]
+        assert difference(group("lost", -3, -5, -1, unit="percent of bits")) == "−3,0\u00a0% des bits"
+    assert first == (
+        "Sur les items de test, par rapport à sa base, le modèle fusionné progresse sur les tâches médicales "
+        "(+41,2~points^; IC à 95~%~: +36,0 à +46,4^; moyenne de 3~tâches) et ne permet pas de conclure sur les tâches "
+        "générales (−0,2~point^; IC à 95~%~: −1,9 à +0,5)~: une perte de plus de 1~point n’est pas exclue."
+    )
+    assert (
+        second == "Le ratio 0,5 (50~% de modèle adapté, 50~% de base^; slerp) a été choisi sur les items de validation."
+    )
+    assert third.endswith(
+        "~: c’est le plus grand gain sur les tâches médicales (+7,3~points^; −1,0~point sur les tâches générales) et la seule "
+        "fusion avec une perte d’au plus 2,5~points sur les tâches générales."
+    )
+    assert sentences(found)[0].startswith("On test items")  # English again
 
 
 @pytest.mark.parametrize(
@@ -79,6 +160,7 @@ def test_the_phrases(line: GroupDifference, margin: float, said: str) -> None:
 
 def test_every_verdict_of_the_comparison_has_its_phrase_and_mark() -> None:
     assert set(MARKS) == set(get_args(statistics.Change))
+    assert set(VERDICTS) == {*get_args(statistics.Change), *get_args(statistics.Retention)}
     for verdict in (*get_args(statistics.Change), *get_args(statistics.Retention)):
         assert "medical tasks" in sentences(run_of(group(verdict, 1, 0, 2)))[0]
 

@@ -120,7 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:3]
         at_once = options.summed or not any(wanted[1:])
-        ctx.options, ctx.wanted, ctx.at_once = options, wanted, at_once
+        ctx.options, ctx.wanted, ctx.at_once, ctx.spent = options, wanted, at_once, False
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden, weight, bias)]
         losses, found = _run(hidden, weight, bias, labels, options, wanted if at_once else (False,) * 3, None)
         if any(wanted):
@@ -130,7 +130,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.spent:
+            raise RuntimeError(
+                "linear_cross_entropy hands out its gradients once: compute the loss again for a second backward"
+            )
         if ctx.at_once:
+            ctx.spent = True  # what was saved is overwritten below
             found = list(ctx.saved_tensors)
             factor = upstream / _scale(ctx.options.dtype)
         else:  # what comes back is brought to 1 at most, lest it leave fp16

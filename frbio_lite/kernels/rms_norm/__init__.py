@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from frbio_lite.kernels.launch import require_floating, require_one_device, usable
 from frbio_lite.kernels.rms_norm import reference
 
-LARGEST = 8192  # columns that a program holds in its registers; wider rows take the reference
+LARGEST = 8192  # columns that a program holds in its registers; wider rows are read twice
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, gemma: bool = False) -> Tensor:
@@ -25,7 +25,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, gemma: bool = Fals
     Raises ValueError on tensors that do not fit together.
     """
     _check(x, None, weight, eps)
-    if not _runs(x, weight):
+    if not usable(x, weight):
         return reference.rms_norm(x, weight, eps, gemma)
     return cast(Tensor, _RmsNorm.apply(x, weight, eps, gemma))  # type: ignore[no-untyped-call]
 
@@ -38,15 +38,11 @@ def add_rms_norm(
     Raises ValueError on tensors that do not fit together.
     """
     _check(x, residual, weight, eps)
-    if not _runs(x, residual, weight):
+    if not usable(x, residual, weight):
         hidden = x + residual
         return reference.rms_norm(hidden, weight, eps, gemma), hidden
     both = _AddRmsNorm.apply(x, residual, weight, eps, gemma)  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor], both)
-
-
-def _runs(x: Tensor, *others: Tensor) -> bool:
-    return x.shape[-1] <= LARGEST and usable(x, *others)
 
 
 def _check(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> None:

@@ -53,7 +53,7 @@ function sortTable(table, column, direction) {
   const numeric = keyed.every(({ key }) => key === "" || !Number.isNaN(Number(key)));
   keyed.sort((a, b) => {
     if (a.key === "" || b.key === "") return (a.key === "") - (b.key === "");
-    return direction * (numeric ? a.key - b.key : a.key.localeCompare(b.key, "fr"));
+    return direction * (numeric ? a.key - b.key : a.key.localeCompare(b.key, document.documentElement.lang));
   });
   body.append(...keyed.map(({ row }) => row));
 }
@@ -83,7 +83,7 @@ for (const input of document.querySelectorAll("input[data-filters]")) {
     const words = plain(input.value).split(/\s+/).filter(Boolean);
     for (const row of rows) row.hidden = !words.every((word) => plain(row.textContent).includes(word));
     const shown = rows.filter((row) => !row.hidden).length;
-    told.textContent = words.length ? `${shown} of ${rows.length} shown` : "";
+    told.textContent = words.length ? told.dataset.told.replace("{shown}", shown).replace("{all}", rows.length) : "";
   });
 }
 
@@ -93,5 +93,43 @@ window.addEventListener("beforeprint", () => {
   opened.forEach((details) => (details.open = true));
 });
 window.addEventListener("afterprint", () => opened.forEach((details) => (details.open = false)));
+
+// One question at a time, of the task and direction that are chosen; without this script they stand in lists that open.
+function browse(browser) {
+  const groups = [...browser.querySelectorAll(".changed")];
+  const task = browser.querySelector("select");
+  const buttons = [...browser.querySelectorAll("[data-step]")];
+  const told = browser.querySelector("output");
+  let shown = [];
+  let at = 0;
+  function step(by) {
+    at = shown.length ? (at + by + shown.length) % shown.length : 0;
+    shown.forEach((example, i) => (example.hidden = i !== at));
+    buttons.forEach((button) => (button.disabled = shown.length < 2));
+    const text = told.dataset.text.replace("{at}", shown.length ? at + 1 : 0);
+    told.textContent = text.replace("{shown}", shown.length);
+  }
+  function choose() {
+    const way = browser.querySelector("input:checked").value;
+    for (const group of groups) {
+      group.hidden = group.dataset.task !== task.value || group.dataset.way !== way;
+      if (!group.hidden) shown = [...group.querySelectorAll(".example")];
+    }
+    at = 0;
+    step(0);
+  }
+  groups.forEach((group) => (group.open = true));
+  browser.addEventListener("change", choose);
+  buttons.forEach((button) => button.addEventListener("click", () => step(Number(button.dataset.step))));
+  browser.addEventListener("keydown", (event) => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!by || event.altKey || event.ctrlKey || event.metaKey || event.target.matches("select, input")) return;
+    event.preventDefault();
+    step(by);
+  });
+  choose();
+}
+
+document.querySelectorAll(".browser").forEach(browse);
 
 document.documentElement.dataset.ready = "1";
