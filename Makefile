@@ -1,6 +1,9 @@
-# make demo   environment, install, the embedded world from texts to report (no GPU, no download of models)
-# make test   environment, install, linters and tests
+# make demo       environment, install, the embedded world from texts to report (no GPU, no download of models)
+# make test       environment, install, linters and tests: what CI runs
+# make lint       the linters alone; make env: the environment alone, for a start with real data
+# make bench      the benchmarks that need no text of yours; results go to benchmarks/*/results
 # make test-gpu, make bench-gpu   the tests and the benchmarks that need a CUDA GPU
+# make clean      removes the environment and what was built; runs/ stays
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv

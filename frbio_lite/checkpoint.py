@@ -75,12 +75,9 @@ def restore(
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    optimizer.load_state_dict(
-        {
-            "state": _join(load_file(checkpoint / "optimizer.safetensors"), state["optimizer"]),
-            "param_groups": state["param_groups"],
-        }
-    )
+    # Copies: what is loaded stays mapped to the file, and a mounted folder (NFS, Drive) does not remove what is in use.
+    moments = {n: tensor.clone() for n, tensor in load_file(checkpoint / "optimizer.safetensors").items()}
+    optimizer.load_state_dict({"state": _join(moments, state["optimizer"]), "param_groups": state["param_groups"]})
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     random = load_file(checkpoint / "random.safetensors")

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 
@@ -22,7 +23,6 @@ BF16_CAPABILITY = (8, 0)  # Ampere; before it bf16 is emulated and slow
 KERNEL_CAPABILITY = (7, 5)
 KERNEL_FAMILIES = ("Qwen3", "Llama", "Mistral", "Gemma 3", "SmolLM3")  # whose modules `kernels.swap` knows
 LIBRARIES = ("bitsandbytes", "peft", "transformers", "datasets")
-HUB = ("huggingface.co", 443)
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -182,13 +182,17 @@ def _hub() -> Check:
         return Check(
             "hub", False, "HF_HUB_OFFLINE is set: models and datasets come from the local cache or a directory"
         )
+    from huggingface_hub import constants  # reads HF_ENDPOINT
+
+    address = urlsplit(constants.ENDPOINT)
+    host = str(address.hostname)
     try:
-        with socket.create_connection(HUB, timeout=3.0):
-            return Check("hub", True, f"{HUB[0]} answers")
+        with socket.create_connection((host, address.port or (80 if address.scheme == "http" else 443)), timeout=3.0):
+            return Check("hub", True, f"{host} answers")
     except OSError as error:
         return Check(
             "hub",
             False,
-            f"{HUB[0]} is not reachable ({error.strerror or error}): pass local directories; "
+            f"{host} is not reachable ({error.strerror or error}): pass local directories; "
             "`frbio run demo` needs no network",
         )

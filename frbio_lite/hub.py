@@ -11,9 +11,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -43,6 +43,7 @@ FETCHED = (
     "config.json",
     "generation_config.json",
     "adapter_config.json",
+    "README.md",  # states the license
     *TOKENIZER_FILES,
 )
 IDENTIFYING = ("config.json", "adapter_config.json", "tokenizer.json")
@@ -94,7 +95,8 @@ def _snapshot(name: str, revision: str | None) -> Path:
             return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED), local_files_only=True))
     offline = why_offline()
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED)))
+        with _bars() as bar:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=list(FETCHED), tqdm_class=bar))
     except HFValidationError as error:
         raise RequestError(f"{name} cannot be the name of a Hub model: {first_line(error)}") from error
     except (OSError, httpx.HTTPError) as error:
@@ -108,6 +110,26 @@ def _snapshot(name: str, revision: str | None) -> Path:
             f"{name} is not in the local cache and the Hub is not reachable ({offline}): where there is a network run "
             f"`hf download {name} --local-dir DIR`, bring DIR here and pass it as base.model"
         ) from error
+
+
+@contextmanager
+def _bars() -> Iterator[Any]:
+    """The class for the library's bars: they do not stay, and none lives on (it closes two of its three never, and an open
+    bar is drawn again after each line that we print)."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    made: list[Any] = []
+
+    class Bar(tqdm):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **{**named, "leave": False})  # type: ignore[no-untyped-call]
+            made.append(self)
+
+    try:
+        yield Bar
+    finally:
+        for bar in made:
+            bar.close()
 
 
 @cache

@@ -39,6 +39,7 @@ from frbio_lite.errors import RequestError
 from frbio_lite.evaluation import compare
 from frbio_lite.evaluation.tasks import SplitName
 from frbio_lite.export.card import update_card
+from frbio_lite.memory import Job, disk
 from frbio_lite.progress import say
 from frbio_lite.recipe import Eval, Merge, Recipe, load_recipe
 from frbio_lite.report import write_report
@@ -213,11 +214,9 @@ class _Stages:
             require_space(self.out, self._bytes_needed(base), "checkpoints, trained weights and the merged model")
 
     def _bytes_needed(self, base: Path) -> int:
-        weights = sum(p.stat().st_size for p in base.glob("*.safetensors"))
-        if self.recipe.train.method != "full":
-            return 2 * weights
-        parameters = weights // 2  # stored in 16 bits; a checkpoint holds fp32 weights and two moments of each
-        return parameters * (12 * (self.recipe.train.checkpoint.keep + 1) + 6)
+        job = Job(hub.load_config(base), self.recipe.base, self.recipe.train, self.recipe.packing)
+        parts = disk(job, pick_dtype(self.recipe.train.precision, pick_device()))
+        return sum(size for name, size in parts.items() if name != "base")  # which is here already
 
     def _make(
         self,

@@ -253,7 +253,8 @@ def accumulate(
     the last micro-batch steps the weights; a loss that is not finite leaves them as they were.
     """
     targets = max(1, int((batch["labels"] != -100).sum()))
-    mixed = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    # no cache: it would keep a 16-bit copy of every fp32 weight to the end of the forward, also of layers that are recomputed
+    mixed = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype, cache_enabled=False)
     total = 0.0
     windows = batch["input_ids"].shape[0]
     for start in range(0, windows, micro):

@@ -12,7 +12,9 @@ import pytest
 import torch
 from tiny import CLASSES, FRENCH, SHAPE, build_tokenizer, write_packed
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
+logging.disable_progress_bar()  # tests read what a command prints, and save models themselves
 torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it brings
 
 

@@ -49,7 +49,7 @@ def test_options_and_defaults_are_those_of_the_command_line(function: str) -> No
     """Every option of the verb is an argument with the same default; an argument of its own the function has none."""
     command = main.commands[VERBS[function]]
     taken = inspect.signature(getattr(frbio_lite, function)).parameters
-    given = {p.name: p for p in command.params if p.name not in {"against", "track"}}
+    given = {p.name: p for p in command.params if p.name != "against"}
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
     for name, option in given.items():
         if name not in taken:

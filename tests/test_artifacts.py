@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +114,27 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     with locked(tmp_path):
         assert other() == "busy"
     assert other() == "free"
+
+
+@pytest.mark.parametrize("reason", [errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_worked_on(reason: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    make(tmp_path / "a")
+    assert is_current(tmp_path / "a", "Documents", "k")
+
+
+def test_a_lock_that_cannot_be_had_for_another_reason_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(errno.EWOULDBLOCK, "held")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RequestError, match="another frbio process"):
+        make(tmp_path / "a")
 
 
 def test_one_process_at_a_time_in_an_artifact(tmp_path: Path) -> None:

@@ -30,7 +30,21 @@ def refused(*arguments: str | Path) -> str:
     return lines[0]
 
 
-VERBS = ["plan", "run", "corpus", "train", "merge", "ablate", "eval", "compare", "tasks", "report", "recipes", "doctor"]
+VERBS = [
+    "plan",
+    "run",
+    "corpus",
+    "train",
+    "merge",
+    "ablate",
+    "eval",
+    "compare",
+    "tasks",
+    "report",
+    "export",
+    "recipes",
+    "doctor",
+]
 
 
 def test_the_verbs_are_those_of_the_design() -> None:

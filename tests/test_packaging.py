@@ -12,7 +12,7 @@ import pytest
 import frbio_lite
 
 ROOT = Path(frbio_lite.__file__).parent.parent
-DATA = {".yaml", ".j2", ".css", ".js", ".py", ".typed"}
+DATA = {".yaml", ".j2", ".css", ".js", ".py", ".typed", ".ipynb", ".jinja", ".po"}
 
 
 @pytest.fixture(scope="module")

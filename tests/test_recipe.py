@@ -33,13 +33,6 @@ def test_the_promised_recipes_are_shipped() -> None:
     assert set(shipped_recipes()) >= ISSUE_RECIPES
 
 
-def test_hub_recipes_pin_the_revision_of_their_base() -> None:
-    for name in shipped_recipes():
-        base = load_recipe(name).base
-        if "/" in base.model:
-            assert base.revision is not None and len(base.revision) == 40, name
-
-
 def test_unknown_keys_are_reported_together_with_file_line_and_nearest_name(tmp_path: Path) -> None:
     file = write(
         tmp_path / "r.yaml", "extends: demo\nname: mine\ntrain:\n  tokenz: 5\npacking:\n  sequence_lenght: 64\n"
@@ -82,6 +75,7 @@ def test_unknown_keys_are_reported_together_with_file_line_and_nearest_name(tmp_
         ("seed", "KEY=VALUE"),
         ("corpus.sources.7.path=x", "no corpus.sources.7"),
         ("train.lora.ranks=4", "did you mean 'rank'"),
+        ("train.lora.targets='q_proj('", "train.lora.targets: 'q_proj(' is no regular expression"),
     ],
 )
 def test_wrong_overrides_name_what_is_wrong(override: str, said: str) -> None:
@@ -89,6 +83,43 @@ def test_wrong_overrides_name_what_is_wrong(override: str, said: str) -> None:
         load_recipe("demo", [override])
     assert said in str(caught.value)
     assert override.split("=")[0].split(".")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["base.quantize_head=true", "train.method=lora"], "go with train.method: qlora, not lora: leave it out"),
+        (["base.quantize_head=true", "train.method=full"], "go with train.method: qlora, not full"),
+        (
+            ["base.quantize_head=true", "train.method=qlora", "base.backend=unsloth"],
+            "unsloth keeps embeddings and head",
+        ),
+        (["base.quantize_head=true", "train.method=qlora", "train.lora.targets=[q_proj, lm_head]"], "trains lm_head"),
+        (["base.quantize_head=true", "train.method=qlora", "train.lora.targets=.*embed_tokens"], "trains embed_tokens"),
+        (["base.backend=unsloth", "train.method=full"], "unsloth trains adapters here"),
+    ],
+)
+def test_what_training_cannot_have_of_its_base_is_refused_with_the_recipe(overrides: list[str], said: str) -> None:
+    with pytest.raises(RequestError, match=r"^demo\.yaml:\d+: train: base\.") as caught:
+        load_recipe("demo", overrides)
+    assert said in str(caught.value)
+
+
+def test_kernels_are_turned_off_by_a_bare_word(tmp_path: Path) -> None:
+    text = "extends: demo\nname: mine\ntrain: {kernels: off}\n"
+    made = load_recipe(write(tmp_path / "r.yaml", text))
+    assert made.train.kernels == load_recipe("demo", ["train.kernels=off"]).train.kernels == "off"
+    assert load_recipe(write(tmp_path / "copy.yaml", made.to_yaml())) == made
+    with pytest.raises(RequestError, match=r"train\.kernels: should be 'auto' or 'off', not True"):
+        load_recipe("demo", ["train.kernels=on"])
+
+
+def test_such_a_refusal_names_file_and_line(tmp_path: Path) -> None:
+    text = "extends: demo\nname: mine\nbase: {quantize_head: true}\ntrain:\n  method: lora\n"
+    with pytest.raises(RequestError, match=r"r\.yaml:4: train: base\.quantize_head"):
+        load_recipe(write(tmp_path / "r.yaml", text))
+    good = load_recipe(write(tmp_path / "r.yaml", text.replace("method: lora", "method: qlora")))
+    assert good.base.quantize_head and good.train.method == "qlora"
 
 
 def test_overrides_reach_into_lists_and_keep_the_rest() -> None:

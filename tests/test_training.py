@@ -14,11 +14,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from tiny import write_packed
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from frbio_lite import checkpoint, training
 from frbio_lite.errors import RequestError
 from frbio_lite.hub import is_adapter
+from frbio_lite.offload import checkpoint_layers
 from frbio_lite.packing import PackedTokens
 from frbio_lite.recipe import Packing, Train
 
@@ -269,3 +271,40 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     assert losses(tmp_path / "auto") == losses(tmp_path / "whole")
     with pytest.raises(RequestError, match=r"micro-batch of 2: set train\.micro_batch_size lower"):
         run(base, packed, tmp_path / "fixed", settings(micro_batch_size=2))
+
+
+@pytest.mark.parametrize("place", [0, 40, 63])  # the first is no label, the last the end token
+def test_a_token_that_the_model_does_not_know_is_refused_before_its_step(
+    place: int, make_base: Make, tmp_path: Path
+) -> None:
+    documents = [[7] * 63 for _ in range(12)]
+    documents[-1][min(place, 62)] = 320  # one beyond the tiny vocabulary
+    packed = write_packed(tmp_path / "packed", documents, 64, 320 if place == 63 else 0)
+    how = settings(tokens=64 * 12)
+    (tmp_path / "out").mkdir()
+    match = r"the packed tokens are not this model's: label 320 is not in the vocabulary of 320 .*pack them with its tokenizer"
+    with pytest.raises(RequestError, match=match):
+        training.train(make_base(), packed, how, Packing(sequence_length=64), 3, tmp_path / "out")
+    bad = [w for w in range(12) if int(packed.batch([w])["input_ids"].max()) >= 320]
+    steps = [step for step in range(3) if set(training.step_windows(packed, how, step, 3)) & set(bad)]
+    assert len(losses(tmp_path / "out")) == steps[0], "the steps before it were trained"
+
+
+def test_recomputed_layers_leave_no_16_bit_copies_of_their_weights() -> None:
+    """The most that a micro-batch holds beside weights and gradients is a part of one bf16 copy of all weights."""
+    config = Qwen3Config(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=4, head_dim=64,
+        vocab_size=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config).train()
+    checkpoint_layers(model, offload=False)
+    ids = torch.randint(0, 64, (1, 8))
+    batch = {"input_ids": ids, "position_ids": torch.arange(8)[None], "labels": ids}
+    given = 1, torch.device("cpu"), torch.bfloat16, torch.amp.GradScaler("cpu", enabled=False)
+    training.accumulate(model, batch, *given)  # the gradients are there from now on
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as measured:
+        training.accumulate(model, batch, *given)
+    events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    copies = 2 * sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    assert 0 < max(held) < 0.6 * copies

@@ -115,15 +115,13 @@ ABLATE = """
 import sys
 from pathlib import Path
 import torch
-from frbio_lite import model
+from frbio_lite.ablation.live import Live
 from frbio_lite.merging import Parameters, Profile, Rounding, by_method, open_inputs
-from frbio_lite.merging.live import write_into
 base, tuned, ratios = Path(sys.argv[1]), Path(sys.argv[2]), [float(r) for r in sys.argv[3].split(",")]
-live = model.load_model(base, dtype=torch.bfloat16, device=torch.device("cpu"))
+live = Live(base, [tuned], False, torch.bfloat16, torch.device("cpu"))
 merger = by_method(open_inputs(base, [tuned]), "slerp", Parameters(), Profile())
-merger.survey(every_gram=True)
 for ratio in ratios:
-    write_into(live, merger, ratio, Rounding(), f"slerp {ratio:g}")
+    live.merged(merger, ratio, Rounding(), f"slerp {ratio:g}")
 """
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from frbio_lite.errors import RequestError
+from frbio_lite.progress import fit
 
 if TYPE_CHECKING:
     from frbio_lite.export.push import Upload
     from frbio_lite.export.source import Model
 
 
-@click.command("export")
+@click.command("export", short_help="Hand a merged model to what serves it.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "--format", "format_", type=click.Choice(["ollama", "gguf"]), help="A Modelfile for Ollama, or one GGUF file."
@@ -80,8 +81,11 @@ def _ollama(model: Model, where: Path, type_: Literal["f16", "bf16", "f32", "q8_
     if type_ is not None or (why and find_converter() is not None):
         gguf = write_gguf(model, where, type_)
     elif why:
-        click.echo(f"{why}: `ollama create` may refuse this Modelfile. With llama.cpp's converter this command makes a "
-                   f"GGUF file for it: {HOW_TO_GET}.", err=True)  # fmt: skip
+        notice = (
+            f"{why}: `ollama create` will refuse this Modelfile. With llama.cpp's converter this command makes a GGUF file "
+            f"for it: {HOW_TO_GET}."
+        )
+        click.echo(fit(notice, sys.stderr), err=True)
     written = write_modelfile(model, where, gguf)
     click.echo(f"ollama create {model.name} -f {shlex.quote(str(written))}")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from frbio_lite.cli import completion
 from frbio_lite.cli.common import print_table
 from frbio_lite.errors import RequestError
 from frbio_lite.recipe import Recipe, load_recipe, recipe_text, shipped_recipes
@@ -78,7 +79,7 @@ def predicted(recipe: Recipe) -> Plan:
 
 
 @recipes_group.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.RECIPE)
 def recipes_show(name: str) -> None:
     """Print a recipe.
 
@@ -88,8 +89,8 @@ def recipes_show(name: str) -> None:
     click.echo(recipe_text(name)[0], nl=False)
 
 
-@recipes_group.command("copy")
-@click.argument("name")
+@recipes_group.command("copy", short_help="Copy a recipe to change it.")
+@click.argument("name", shell_complete=completion.RECIPE)
 @click.argument("destination", required=False, type=click.Path(path_type=Path))
 def recipes_copy(name: str, destination: Path | None) -> None:
     """Copy a recipe to change it; DESTINATION is a file (default: NAME.yaml here), never overwritten.
@@ -112,7 +113,7 @@ def recipes_copy(name: str, destination: Path | None) -> None:
 
 
 @recipes_group.command("check")
-@click.argument("file")
+@click.argument("file", shell_complete=completion.RECIPE)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
 def recipes_check(file: str, overrides: tuple[str, ...]) -> None:
     """Validate a recipe without loading weights or touching the network.

@@ -14,12 +14,12 @@ import torch
 from frbio_lite import recipe
 from frbio_lite.errors import RequestError
 from frbio_lite.memory.cards import CARDS, GIB, Card, card_at_hand, find_card
-from frbio_lite.memory.plan import CONTEXT, Change, Job, Plan, changes, largest_micro_batch, plan, smallest_plan
+from frbio_lite.memory.plan import CONTEXT, Change, Job, Plan, changes, disk, largest_micro_batch, plan, smallest_plan
 from frbio_lite.model import Model, causal_lm
 
 __all__ = [
-    "CARDS", "GIB", "Card", "Change", "Job", "Plan", "card_at_hand", "changes", "find_card", "largest_micro_batch",
-    "micro_batch_size", "plan", "smallest_plan",
+    "CARDS", "GIB", "Card", "Change", "Job", "Plan", "card_at_hand", "changes", "disk", "find_card",
+    "largest_micro_batch", "micro_batch_size", "plan", "smallest_plan",
 ]  # fmt: skip
 CPU_TOKENS = 4096  # larger micro-batches gain nothing on a few cores
 

@@ -27,6 +27,7 @@ def configuration(base: recipe.Base) -> Any:
         return make_config(VOCABULARY, 0)
     if base.model in published():
         return AutoConfig.for_model(**published()[base.model])
+    hub.why_offline()  # without a network the library would ask for half a minute
     try:
         return hub.text_part(AutoConfig.from_pretrained(base.model, revision=base.revision))
     except (OSError, ValueError, KeyError) as error:

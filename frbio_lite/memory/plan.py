@@ -202,6 +202,11 @@ def precision(train: recipe.Train, card: Card) -> torch.dtype:
     return DTYPES[train.precision]
 
 
+def disk(job: Job, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes that a run writes, by part; `dtype` is that of the arithmetic."""
+    return dict(_fixed(_key(job), dtype)[3])
+
+
 def _plan(job: Job, card: Card, windows: int) -> Plan:
     dtype = precision(job.train, card)
     released = job.train.gradient_release and windows == job.windows

@@ -229,7 +229,7 @@ def trace(
 
 def run(model: Model, live: Live, ids: Tensor, positions: Tensor, mask: Any, *, dtype: torch.dtype) -> None:
     """Forward, loss and backward of one micro-batch, as `training.accumulate` does it, telling `live` where it is."""
-    with nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype):
+    with nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype, cache_enabled=False):
         hidden = hidden_states(model, ids, positions, mask)
         live.enter(AFTER)
         live.tag = LOSS

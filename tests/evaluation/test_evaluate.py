@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from eval_models import POSITIONS, SENTENCES, make_model, reference
-from eval_tasks import WORDS, quiz, read, settings, write_quiz
+from eval_tasks import WORDS, quiz, read, settings, task_of, write_quiz
 
 from frbio_lite.errors import RequestError
 from frbio_lite.evaluation import evaluate, evaluate_prepared, load_tasks, prepare, run
@@ -329,3 +329,38 @@ def test_overhead_is_small(tokenizer: Any, tmp_path: Path) -> None:
     start = time.perf_counter()
     evaluate_prepared(make_model(), prepared, settings(), tmp_path / "o", "m", 1)
     assert time.perf_counter() - start < 20
+
+
+def test_the_questions_lie_beside_the_answers_for_a_person_to_read(
+    data: Path, corpus: Path, model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    letters = {"prompt": "{question}\n{options}\nR :", "continuation": "letter"}
+    tasks = [
+        quiz(license="cc-by-4.0", **letters),
+        load_tasks(["heldout-domain"])[0],
+    ]
+    out, how = tmp_path / "out", settings(shots=1, controls=["permuted"])
+    evaluate(model, tokenizer, tasks, "test", how, out, model_name="m", documents=corpus, data=data, seed=1)
+    rows = [json.loads(x) for x in (data / "quiz" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = json.loads((out / "questions.json").read_text(encoding="utf-8"))
+    assert list(found) == ["quiz"]  # held-out documents are no questions
+    asked = found["quiz"].pop("items")
+    assert found["quiz"] == {"license": "cc-by-4.0", "source": "somebody/quiz", "language": "fr"}
+    # the options as published, not the letters that were scored, and no worked example before the question
+    assert asked == {str(n): {"text": r["question"], "options": r["options"]} for n, r in enumerate(rows)}
+    before = (out / "questions.json").read_text(encoding="utf-8")
+    (out / "questions.json").unlink()
+    evaluate(model, tokenizer, tasks, "test", how, out, model_name="m", documents=corpus, data=data, seed=1)
+    assert (out / "questions.json").read_text(encoding="utf-8") == before
+
+
+def test_of_texts_to_generate_the_question_is_kept_too(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"question": f"Quel organe, numéro {n} ?", "answer": "le rein"} for n in range(2)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given = {"name": "free", "group": "domain", "kind": "generative", "metric": "exact_match", "file": "rows.jsonl"}
+    given |= {"splits": {"test": "rows"}, "prompt": "Q : {question}\nR :", "gold": "answer", "license": "mit"}
+    task = task_of(given | {"max_new_tokens": 2}, tmp_path)
+    evaluate(model, tokenizer, [task], "test", settings(), tmp_path / "out", model_name="m", seed=1)
+    found = json.loads((tmp_path / "out" / "questions.json").read_text(encoding="utf-8"))["free"]
+    assert found["source"] == "free"
+    assert found["items"] == {str(n): {"text": row["question"], "options": []} for n, row in enumerate(rows)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -71,9 +72,13 @@ def test_frenchmedmcqa_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((given, named))
         return datasets.Dataset.from_list(rows)
 
+    def download(name: str, file: str, *, repo_type: str, revision: str) -> str:
+        return f"/cache/{repo_type}/{name}/{revision}/{file}"
+
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert load_items(task("frenchmedmcqa"), "validation") == local("frenchmedmcqa", "validation")
-    archive = f"hf://datasets/qanastek/frenchmedmcqa@{task('frenchmedmcqa').revision}/DEFT-2023-FULL.zip"
+    archive = f"/cache/dataset/qanastek/frenchmedmcqa/{task('frenchmedmcqa').revision}/DEFT-2023-FULL.zip"
     assert asked == [(("json",), {"data_files": f"zip://dev.json::{archive}", "split": "train"})]
 
 

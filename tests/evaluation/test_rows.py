@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
 import yaml
 
@@ -68,7 +69,11 @@ def test_where_and_hub_file_on_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
         asked.append((given, named))
         return datasets.Dataset.from_list(rows)
 
+    def download(name: str, file: str, *, repo_type: str, revision: str | None) -> str:
+        return f"/cache/{repo_type}/{name}/{revision}/{file}"
+
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     keys: dict[str, Any] = {"file": ..., "dataset": "a/b", "revision": "abc", "id": "id", "where": {"part": "b"}}
     found = published_rows(own(tmp_path, splits={"test": "all[1:3]"}, **keys), "test")
     assert [r["id"] for r in found] == [3, 5] and isinstance(found, datasets.Dataset)
@@ -78,8 +83,8 @@ def test_where_and_hub_file_on_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
     assert [i.id for i in load_items(plain, "test")] == ["9"]
     assert asked == [
         (("a/b", None), {"revision": "abc", "split": "all"}),
-        (("json",), {"data_files": "zip://in/fr.json::hf://datasets/a/b@abc/data.zip", "split": "train"}),
-        (("json",), {"data_files": "hf://datasets/a/b@main/fr.jsonl", "split": "train"}),
+        (("json",), {"data_files": "zip://in/fr.json::/cache/dataset/a/b/abc/data.zip", "split": "train"}),
+        (("json",), {"data_files": "/cache/dataset/a/b/None/fr.jsonl", "split": "train"}),
     ]
 
 

@@ -14,6 +14,7 @@ from frbio_lite.kernels.rms_norm import LARGEST, add_rms_norm, reference, rms_no
 EPS = 1e-6
 SHAPES = [(1, 1), (3, 63), (2, 5, 129), (70, 128), (2, 0, 64), (1, 1024), (3, 4100)]
 KERNELS = ["rms_norm_forward", "rms_norm_backward"]
+WIDE_KERNELS = ["rms_norm_forward_wide", "rms_norm_backward_wide", "rms_norm_weight_wide"]
 
 
 def randn(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -54,6 +55,15 @@ def test_kernel_is_the_formula(shape, dtype, gemma, device, launches) -> None:
 
 
 @pytest.mark.parametrize("gemma", [False, True])
+@pytest.mark.parametrize("shape", [(1, LARGEST), (3, LARGEST + 1), (2, 9, 8200), (0, 9000), (2, 32_768)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_rows_have_kernels(shape, dtype, gemma, device, launches, monkeypatch) -> None:
+    monkeypatch.setattr("frbio_lite.kernels.launch.INTERPRETED_PROGRAMS", 80)  # several to a stripe of columns
+    check(randn(*shape, dtype=dtype, device=device), randn(shape[-1], dtype=dtype, device=device), gemma)
+    assert launches == (KERNELS if shape[-1] == LARGEST else WIDE_KERNELS)
+
+
+@pytest.mark.parametrize("gemma", [False, True])
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float16])
 def test_mixed_dtypes_give_what_transformers_gives(weight_dtype, gemma, device, launches) -> None:
     """fp32 weights on 16-bit activations are full training under autocast."""
@@ -81,7 +91,7 @@ def test_reference_is_bit_for_bit_transformers(dtype, gemma) -> None:
 
 @pytest.mark.parametrize("gemma", [False, True])
 @pytest.mark.parametrize("dtypes", ["same", "mixed"])
-@pytest.mark.parametrize("shape", [(1, 1), (2, 33, 129), (0, 8), (3, 1024)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 33, 129), (0, 8), (3, 1024), (3, 8193)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_residual_is_added_and_both_outputs_carry_gradients(dtype, shape, dtypes, gemma, device, launches) -> None:
     wider = dtype if dtypes == "same" else torch.float32  # a 16-bit branch joins the fp32 residual stream
@@ -90,7 +100,7 @@ def test_residual_is_added_and_both_outputs_carry_gradients(dtype, shape, dtypes
     dy, dhidden = torch.randn(shape).to(residual), torch.randn(shape).to(residual)
     y, hidden = add_rms_norm(x, residual, weight, EPS, gemma=gemma)
     found = gradients((y, hidden), (x, residual, weight), [dy, dhidden])
-    assert launches == KERNELS, "one launch forward, one backward"
+    assert launches == (WIDE_KERNELS if shape[-1] > LARGEST else KERNELS), "one launch forward, one backward"
     assert hidden.dtype == wider
     assert torch.equal(hidden, x + residual)
     if device.type == "cpu":  # compiled, the two forms may contract sums and products differently
@@ -138,12 +148,13 @@ def test_an_expanded_gradient_is_read_as_it_is(device, launches) -> None:
     assert_close(weight.grad, weight64.grad)
 
 
-def test_a_frozen_weight_has_no_gradient(device, launches) -> None:
-    x, weight = randn(70, 128, dtype=torch.float32, device=device), randn(128, dtype=torch.float32, device=device)
-    dy = torch.randn(70, 128, device=device)
+@pytest.mark.parametrize(("shape", "kernels"), [((70, 128), 2 * KERNELS), ((2, 9000), WIDE_KERNELS + WIDE_KERNELS[:2])])
+def test_a_frozen_weight_has_no_gradient(shape, kernels, device, launches) -> None:
+    x, weight = randn(*shape, dtype=torch.float32, device=device), randn(shape[1], dtype=torch.float32, device=device)
+    dy = torch.randn(shape, device=device)
     trained = gradients(rms_norm(x, weight), [x, weight], [dy])
     frozen = gradients(rms_norm(x, weight.detach()), [x], [dy])
-    assert launches == 2 * KERNELS
+    assert launches == kernels
     assert torch.equal(trained[0], frozen[0])
 
 
@@ -168,14 +179,11 @@ def test_zeros_and_large_values_stay_finite(dtype, device) -> None:
     assert weight.grad.isfinite().all()
 
 
-def test_what_no_kernel_computes_takes_the_reference(device, launches) -> None:
-    for x, weight in (
-        (torch.randn(2, 8).double(), torch.randn(8).double()),
-        (torch.randn(2, LARGEST + 1, device=device), torch.randn(LARGEST + 1, device=device)),
-    ):
-        torch.testing.assert_close(rms_norm(x, weight), reference.rms_norm(x, weight, EPS, False), rtol=0, atol=0)
-        y, hidden = add_rms_norm(x, x, weight, gemma=True)
-        assert torch.equal(y, reference.rms_norm(x + x, weight, EPS, True)) and torch.equal(hidden, x + x)
+def test_what_no_kernel_computes_takes_the_reference(launches) -> None:
+    x, weight = torch.randn(2, 8).double(), torch.randn(8).double()
+    torch.testing.assert_close(rms_norm(x, weight), reference.rms_norm(x, weight, EPS, False), rtol=0, atol=0)
+    y, hidden = add_rms_norm(x, x, weight, gemma=True)
+    assert torch.equal(y, reference.rms_norm(x + x, weight, EPS, True)) and torch.equal(hidden, x + x)
     assert launches == []
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -74,6 +75,9 @@ def test_a_run_leaves_every_artifact_whole(method: str, small: Callable[..., Rec
     assert "<html" in (out / "report" / "report.html").read_text(encoding="utf-8")
     choice = json.loads((out / "ablation" / "choice.json").read_text(encoding="utf-8"))
     assert read_manifest(out / "merge", "MergedModel").settings["ratio"] == choice["ratio"]
+    told = ModelCard.load(out / "merge" / "README.md").data.eval_results or []
+    primary = [r for r in rows(out, "merged") if r["primary"]]
+    assert [(r.dataset_name, r.metric_value) for r in told] == [(r["task"], round(r["value"], 6)) for r in primary]
 
 
 def test_a_second_run_does_nothing(small: Callable[..., Recipe], tmp_path: Path) -> None:
