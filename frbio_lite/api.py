@@ -166,7 +166,7 @@ def ablate(
     """
     from frbio_lite.ablation.rule import parse_ratios, parse_retain
     from frbio_lite.merging import parse_profile
-    from frbio_lite.pipeline import ablate_ratios
+    from frbio_lite.standalone import ablate_ratios
 
     settings = section(
         Merge,
@@ -213,7 +213,7 @@ def evaluate(
 ) -> list[Row]:
     """Score a model on tasks or sets of tasks; returns the rows of OUT/results.json, one per task and metric."""
     from frbio_lite.evaluation import Row
-    from frbio_lite.pipeline import evaluate_model
+    from frbio_lite.standalone import evaluate_model
 
     settings = section(
         Eval,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,7 @@ import click
 from frbio_lite.cli import completion
 from frbio_lite.cli.common import print_table, print_text, recipe_options
 from frbio_lite.errors import RequestError
+from frbio_lite.progress import Progress
 from frbio_lite.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def plan_command(recipe: str, overrides: tuple[str, ...], gpu: str | None, vram:
     if card is not None:
         _one(head, loaded, job, card, as_json)
     elif as_json:
-        click.echo(json.dumps({**head, "cards": [_brief(job, card) for card in CARDS]}))
+        click.echo(json.dumps({**head, "cards": [brief for _, brief in _briefs(job, CARDS)]}))
     else:
         _all(job)
 
@@ -105,8 +107,7 @@ def _all(job: Job) -> None:
     from frbio_lite.memory import CARDS
 
     rows = []
-    for card in CARDS:
-        brief = _brief(job, card)
+    for card, brief in _briefs(job, CARDS):
         if "why" in brief:
             rows.append([card.name, _gib(card.memory), "", "no", brief["why"]])
             continue
@@ -115,6 +116,13 @@ def _all(job: Job) -> None:
         rows.append([card.name, _gib(card.memory), needs, "yes" if brief["fits"] else "no", str(windows or "")])
     print_table(["card", "GiB", "needs at least", "fits", "largest micro-batch"], rows, numbers=[1, 2])
     print_text(f"{UNCHECKED} --gpu NAME shows the parts, and what to change.")
+
+
+def _briefs(job: Job, cards: Sequence[Card]) -> Iterator[tuple[Card, dict[str, Any]]]:
+    with Progress("plan", total=len(cards), unit="cards") as bar:
+        for card in cards:
+            yield card, _brief(job, card)
+            bar.advance()
 
 
 def _brief(job: Job, card: Card) -> dict[str, Any]:

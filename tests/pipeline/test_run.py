@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from frbio_lite import pipeline
+from frbio_lite import pipeline, standalone
 from frbio_lite.artifacts import read_manifest
 from frbio_lite.errors import RequestError
 from frbio_lite.merging import Parameters, Profile
@@ -232,7 +232,7 @@ def test_no_verb_writes_over_another_stage(small: Callable[..., Recipe], tmp_pat
     with pytest.raises(RequestError, match="exists and is not empty"):
         merge_to(Path(recipe.base.model), [out / "train"], Output(out / "train"), **HALF)
     with pytest.raises(RequestError, match="not a EvalResult artifact"):
-        pipeline.evaluate_model(
+        standalone.evaluate_model(
             str(out / "train"), None, recipe.eval, out / "train", split="test", corpus_directory=out / "corpus", data=None,
             offline=True,
         )  # fmt: skip

@@ -1,0 +1,70 @@
+"""A recipe: one YAML file that says all of a run. Loads, validates, overrides and hashes it.
+
+    recipe = load_recipe("demo", overrides=["train.tokens=200_000"])
+
+All that is wrong in a file is reported together, each with file:line and the nearest known key.
+"""
+
+from frbio_lite.recipe.files import load_recipe, recipe_text, shipped_recipes
+from frbio_lite.recipe.schema import (
+    HEAD_MODULES,
+    READERS,
+    Base,
+    Checkpoint,
+    Choose,
+    Clean,
+    CleaningRule,
+    Control,
+    Corpus,
+    Decontaminate,
+    Deduplicate,
+    Eval,
+    Fraction,
+    Group,
+    Licenses,
+    Lora,
+    Merge,
+    Method,
+    Optimizer,
+    Packing,
+    Positive,
+    ProfileEntry,
+    Recipe,
+    Section,
+    Source,
+    Train,
+    conflict,
+)
+
+__all__ = [
+    "HEAD_MODULES",
+    "READERS",
+    "Base",
+    "Checkpoint",
+    "Choose",
+    "Clean",
+    "CleaningRule",
+    "Control",
+    "Corpus",
+    "Decontaminate",
+    "Deduplicate",
+    "Eval",
+    "Fraction",
+    "Group",
+    "Licenses",
+    "Lora",
+    "Merge",
+    "Method",
+    "Optimizer",
+    "Packing",
+    "Positive",
+    "ProfileEntry",
+    "Recipe",
+    "Section",
+    "Source",
+    "Train",
+    "conflict",
+    "load_recipe",
+    "recipe_text",
+    "shipped_recipes",
+]
