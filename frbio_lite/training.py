@@ -90,13 +90,7 @@ def train(
     steps = total_steps(settings, data)
     done = resume(directory, model, optimizer, scaler)
     micro = micro_batch_size(model, settings, packing, device, loading)
-    release = None
-    if settings.gradient_release:
-        release = GradientRelease(optimizer, scaler, settings.optimizer.max_grad_norm)
-        if micro < settings.tokens_per_step // data.sequence_length:
-            say(
-                "train: gradients are kept until a step's last micro-batch; steps of one micro-batch keep one at a time"
-            )
+    release = gradient_release(settings, optimizer, scaler, micro * data.sequence_length)
     last_save = time.monotonic()
     final_loss = math.nan
     model.train()
@@ -114,18 +108,15 @@ def train(
             rate = learning_rate(settings.optimizer, step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            may_shrink = settings.micro_batch_size == "auto"
+            how = (settings.micro_batch_size == "auto", device, dtype, scaler, release, kernels)
             if release is not None and release.norm is None:
                 with release.measuring():
-                    _, micro = accumulate_fitting(
-                        model, batch, micro, may_shrink, device, dtype, scaler, release, kernels
-                    )
-            final_loss, micro = accumulate_fitting(
-                model, batch, micro, may_shrink, device, dtype, scaler, release, kernels
-            )
+                    _, micro = accumulate_fitting(model, batch, micro, *how)
+            final_loss, micro = accumulate_fitting(model, batch, micro, *how)
             if not math.isfinite(final_loss):
                 raise RuntimeError(
-                    f"the loss is {final_loss} at step {step + 1}: lower train.optimizer.learning_rate or set precision: fp32"
+                    f"the loss is {final_loss} at step {step + 1}: lower train.optimizer.learning_rate, or set "
+                    "train.precision: fp32"
                 )
             try:
                 norm = update(model, optimizer, scaler, settings.optimizer.max_grad_norm, release)
@@ -151,20 +142,33 @@ def train(
                 raise KeyboardInterrupt
     save_weights(model, base, settings, directory)
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    tokens, seconds = total_tokens(settings, data), logged_seconds(directory / LOG)
     return {
         "steps": steps,
         "resumed_at_step": done,
-        "tokens": tokens,
+        **pace(total_tokens(settings, data), directory / LOG),
         "final_loss": None if math.isnan(final_loss) else final_loss,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
         "micro_batch_size": micro,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "kernels": kernels,
         **machine_figures(device, dtype),
         **memory_figures(model, settings, packing, device, micro, loading),
     }
+
+
+def gradient_release(
+    settings: recipe.Train, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, micro_batch_tokens: int
+) -> GradientRelease | None:
+    """What steps and frees each gradient as soon as it is there, where the recipe asks for it."""
+    if not settings.gradient_release:
+        return None
+    if micro_batch_tokens < settings.tokens_per_step:
+        say("train: gradients are kept until a step's last micro-batch; steps of one micro-batch keep one at a time")
+    return GradientRelease(optimizer, scaler, settings.optimizer.max_grad_norm)
+
+
+def pace(tokens: int, log: Path) -> dict[str, float]:
+    seconds = logged_seconds(log)
+    return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 
 
 def memory_figures(
