@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -343,7 +344,8 @@ class _Stages:
             return merging.merge_models(merger, place, ratio=ratio, rounding=rounding, description={"method": method})
 
         self._make("merge", "MergedModel", work, settings, {"train": self.digests["train"], "base": self.base_digest})
-        update_card(self.out, self.base)
+        with suppress(RequestError):  # a comparison that is damaged: the next stage makes it again, and the card
+            update_card(self.out, self.base)
 
     def eval(self) -> None:
         live = hub.is_adapter(self.out / "train")

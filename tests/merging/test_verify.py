@@ -249,7 +249,7 @@ def test_unrounded_is_the_fp32_merge(tmp_path: Path) -> None:
     write_into(live, merger, 0.3, None, "a label")
     held = tensors(out)
     assert {n: p.equal(held[n]) for n, p in live.named_parameters()} == dict.fromkeys(held, True)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one that an earlier test left may end
 
 
 def test_a_live_model_with_other_parameters_is_left_alone(tmp_path: Path) -> None:

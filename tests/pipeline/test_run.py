@@ -163,7 +163,8 @@ def test_an_interruption_after_any_stage_changes_nothing(
     whole = pipeline.run(recipe, tmp_path / "whole")
     cut = tmp_path / "cut"
     places = [("corpus.build_corpus", 1), ("packing.pack", 1), ("pipeline.train", 1), ("pipeline.ablate", 1),
-              ("merge.merge_models", 1), ("pipeline.score", 1), ("pipeline.score", 2), ("pipeline.write_report", 1)]  # fmt: skip
+              ("merging.merge_models", 1), ("pipeline.score", 1), ("pipeline.score", 2),
+              ("pipeline.write_report", 1)]  # fmt: skip
     for place, call in places:
         with monkeypatch.context() as patch:
             stop_at(patch, place, call)
