@@ -31,7 +31,11 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
     out = tmp_path_factory.mktemp("bench")
-    done = run("--tiny", "--out", str(out))
+    text = tmp_path_factory.mktemp("text") / "notes.txt"
+    text.write_text(
+        "\n\n".join(f"Le patient {i} reçoit {i} mg de métoprolol, 37,5 °C." for i in range(9)), encoding="utf-8"
+    )
+    done = run("--tiny", "--out", str(out), "--text", str(text))
     assert done.returncode == 0, done.stderr
     assert {path.stem for path in out.glob("*.svg")} == {path.stem for path in out.glob("*.csv")}
     return {path.stem: list(csv.DictReader(path.open(encoding="utf-8"))) for path in out.glob("*.csv")}
@@ -77,12 +81,12 @@ def test_ours_and_the_plain_loop_train_alike(tables: dict[str, Rows]) -> None:
     rows = {(row["method"], row["implementation"]): row for row in tables["training"]}
     assert set(rows) == {(method, which) for method in ("qlora", "full") for which in ("ours", "plain")}
     assert list(tables["training"][0]) == [
-        "part", "model", "method", "implementation", "precision", "cap_gib", "sequence_length", "tokens_per_step",
+        "part", "model", "method", "implementation", "text", "precision", "cap_gib", "sequence_length", "tokens_per_step",
         "micro_batch_size", "steps", "tokens_per_second", "slowest_turn", "fastest_turn", "peak_allocated", "peak_reserved",
         "predicted_reserved", "first_loss", "last_loss", "loss_gap", "status", *LIBRARIES,
     ]  # fmt: skip
     for row in (*rows.values(), *tables["fits"], *tables["fp16"]):
-        assert row["status"] == "ok"
+        assert row["status"] == "ok" and row["text"] == "notes.txt"
         assert 0.0 < float(row["slowest_turn"]) <= float(row["tokens_per_second"]) <= float(row["fastest_turn"])
     for method in (
         "qlora",

@@ -23,22 +23,27 @@ import torch
 PARTS = ("kernels", "training", "fits", "fp16")
 
 
-def measure(part: str, tiny: bool, cap_gib: float) -> tuple[tuple[str, ...], Iterator[dict[str, Any]]]:
+def measure(
+    part: str, tiny: bool, cap_gib: float, text: Path | None
+) -> tuple[tuple[str, ...], Iterator[dict[str, Any]]]:
     """The columns of a part and its rows, measured as they are asked for."""
     import ops  # bitsandbytes prints a line when it is imported: not before it is known that there is something to do
     import training
 
     if part == "kernels":
         return ops.COLUMNS, ops.run(tiny)
-    return training.COLUMNS, training.run(part, tiny, cap_gib)
+    return training.COLUMNS, training.run(part, tiny, cap_gib, text)
 
 
 @click.command()
 @click.option("--only", type=click.Choice(PARTS), multiple=True, help="Run these parts; again for more. Default: all.")
 @click.option("--tiny", is_flag=True, help="Tiny shapes on a CPU.")
 @click.option("--cap-gib", default=24.0, show_default=True, help="Memory of the card that training pretends to be.")
+@click.option(
+    "--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What is trained on: a .txt file."
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path(__file__).parent / "results")
-def main(only: tuple[str, ...], tiny: bool, cap_gib: float, out: Path) -> None:
+def main(only: tuple[str, ...], tiny: bool, cap_gib: float, text: Path | None, out: Path) -> None:
     if not tiny and not torch.cuda.is_available():
         raise click.ClickException("there is no CUDA GPU here: nothing is measured (--tiny tries the logic on a CPU)")
     from common import write
@@ -49,7 +54,7 @@ def main(only: tuple[str, ...], tiny: bool, cap_gib: float, out: Path) -> None:
     for part in only or PARTS:
         rows: list[dict[str, Any]] = []
         losses: list[dict[str, Any]] = []
-        columns, measured = measure(part, tiny, cap_gib)
+        columns, measured = measure(part, tiny, cap_gib, text)
         for row in measured:
             curve = row.pop("losses", [])
             losses += [{**_shared(row), "step": step, "loss": loss} for step, loss in enumerate(curve, 1)]

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ Step = Callable[[dict[str, Tensor]], float]  # a batch in, the loss out
 class PackedText:
     """Windows of French text, a token a byte, the same for all: one document after the other, the last one cut off."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, file: str = "") -> None:
         self.tokens = torch.empty(WINDOWS, length, dtype=torch.int64)
         self.positions = torch.empty(WINDOWS, length, dtype=torch.int64)
-        texts = (document["text"].encode() for document in documents("medical", seed=0, copies=1000))
+        texts = cycle(text.encode() for text in (read(Path(file)) if file else embedded()))
         for tokens, positions in zip(self.tokens, self.positions, strict=True):
             start = 0
             while start < length:
@@ -59,6 +60,15 @@ class PackedText:
         labels = ids.roll(-1, dims=1)
         labels[positions.roll(-1, dims=1) == 0] = -100
         return {"input_ids": ids, "position_ids": positions, "labels": labels}
+
+
+def read(file: Path) -> list[str]:
+    """The documents of a .txt file, which blank lines separate."""
+    return [text for text in file.read_text(encoding="utf-8").split("\n\n") if text.strip()]
+
+
+def embedded() -> list[str]:
+    return [document["text"] for document in documents("medical", seed=0, copies=30)]
 
 
 def settings(case: Case) -> tuple[recipe.Base, recipe.Train, recipe.Packing]:
@@ -206,7 +216,7 @@ def measure(case: Case, base: Path) -> dict[str, Any]:
     if case.cap_gib is not None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (case.cap_gib * GIB - CONTEXT) / total), device)
-    data = PackedText(case.sequence_length)
+    data = PackedText(case.sequence_length, case.text)
     losses: list[float] = []
     seconds: list[float] = []
     try:

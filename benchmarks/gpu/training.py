@@ -1,8 +1,8 @@
 """Which trainings are measured, each in a process of its own (trainers.py), and what is made of their figures.
 
 All read the same packed tokens and take the same tokens a step; ours sizes its micro-batch by the memory plan, the others get the
-largest power of two that runs. Weights are random; the text is the French of the embedded world, a token a byte, its documents
-apart in attention. The cap includes the CUDA context.
+largest power of two that runs. Weights are random; the text is a file or the French of the embedded world, a token a byte, its
+documents apart in attention. The cap includes the CUDA context.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from frbio_lite.device import pick_device
 from frbio_lite.memory.bases import published
 
 COLUMNS = (
-    "part", "model", "method", "implementation", "precision", "cap_gib", "sequence_length", "tokens_per_step", "micro_batch_size",
-    "steps", "tokens_per_second", "slowest_turn", "fastest_turn", "peak_allocated", "peak_reserved", "predicted_reserved",
-    "first_loss", "last_loss", "loss_gap", "status",
+    "part", "model", "method", "implementation", "text", "precision", "cap_gib", "sequence_length", "tokens_per_step",
+    "micro_batch_size", "steps", "tokens_per_second", "slowest_turn", "fastest_turn", "peak_allocated", "peak_reserved",
+    "predicted_reserved", "first_loss", "last_loss", "loss_gap", "status",
 )  # fmt: skip
 LOSS_COLUMNS = ("part", "model", "method", "implementation", "step", "loss")
 QWEN = {size: f"Qwen/Qwen3-{size}-Base" for size in ("0.6B", "1.7B", "4B", "8B")}
@@ -59,13 +59,16 @@ class Case:
     windows: int = 4  # of a step
     steps: int = WARM_UP + TURNS * TURN
     micro_batch_size: int | None = None  # None: the memory plan's
+    text: str = ""  # a file; none: the embedded world
 
 
-def run(part: str, tiny: bool, cap_gib: float | None) -> Iterator[dict[str, Any]]:
+def run(part: str, tiny: bool, cap_gib: float | None, text: Path | None = None) -> Iterator[dict[str, Any]]:
     """Rows of COLUMNS, each with the `losses` of its steps."""
+    file = str(text.absolute()) if text else ""
     with tempfile.TemporaryDirectory(prefix="frbio-bench-") as folder:
         plain: dict[tuple[str, str], list[float]] = {}
-        for cases in by_model(_tiny(part) if tiny else _cases(part, cap_gib)):
+        made = [replace(case, text=file) for case in (_tiny(part) if tiny else _cases(part, cap_gib))]
+        for cases in by_model(made):
             base = Path(folder) / cases[0].model.replace("/", "--")
             for old in Path(folder).glob("*/*.safetensors"):  # the disk need not hold two models
                 old.unlink()
@@ -157,7 +160,8 @@ def in_process(cases: list[Case], base: Path) -> list[dict[str, Any]]:
 def _row(case: Case) -> dict[str, Any]:
     row = {name: value for name, value in asdict(case).items() if name in COLUMNS}
     tokens = case.windows * case.sequence_length
-    return {**row, "tokens_per_step": tokens, "cap_gib": case.cap_gib or "", "micro_batch_size": ""}
+    text = Path(case.text).name or "embedded world"
+    return {**row, "text": text, "tokens_per_step": tokens, "cap_gib": case.cap_gib or "", "micro_batch_size": ""}
 
 
 def rate(seconds: list[float], tokens_per_step: int) -> dict[str, float]:

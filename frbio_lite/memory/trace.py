@@ -58,6 +58,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._repeats = repeats
         self._known = {t.untyped_storage()._cdata for t in known}
         self._held: dict[int, tuple[str, int, int]] = {}  # tag, layer and bytes by storage
+        self._passed: int | None = None  # the storage that the layer in the middle gave to the last
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
@@ -70,22 +71,31 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and saying so at every operation takes time
 
-    def enter(self, layer: int) -> None:
+    def enter(self, layer: int, given: Tensor | None = None) -> None:
         """A decoder layer begins its forward pass, or after the last, the loss: what is left of the layer before is kept.
 
-        As much is left of each layer like the one in the middle.
+        As much is left of each layer like the one in the middle; but what is `given` to the next is there in any case, and is
+        kept only if it still is when that one has ended.
         """
         if self.tag == WORKSPACE:
             self.recomputing = True
             return
-        repeats = self._repeats if self.layer == MIDDLE else 1
+        passed = given.untyped_storage()._cdata if given is not None else None
         for key, (tag, where, size) in self._held.items():
             if where == self.layer and tag in (LAYER, CASTS):
-                now = KEPT if tag == LAYER else tag
-                self._held[key] = now, where, size * repeats
-                self._add(tag, -size)
-                self._add(now, size * repeats)
+                repeats = self._repeats if where == MIDDLE and key != passed else 1
+                self._keep(key, KEPT if tag == LAYER else tag, size * repeats)
+        if layer == AFTER and self._passed in self._held:
+            tag, _, size = self._held[self._passed]
+            self._keep(self._passed, tag, size * self._repeats)
+        self._passed = passed if self.layer == MIDDLE else None
         self.tag, self.layer = LAYER, layer
+
+    def _keep(self, key: int, tag: str, size: int) -> None:
+        before, where, counted = self._held[key]
+        self._held[key] = tag, where, size
+        self._add(before, -counted)
+        self._add(tag, size)
 
     def leave(self) -> None:
         self.recomputing = False
@@ -219,12 +229,16 @@ def trace(
         live = Live([*known, *tensors], max(1, depth - LAYERS + 1))
         live._add(KEPT, sum(t.untyped_storage().nbytes() for t in tensors))
         for number, layer in enumerate(causal_lm(model).get_decoder().layers):
-            layer.register_forward_pre_hook(lambda *_, number=number: live.enter(number))
+            layer.register_forward_pre_hook(partial(_begin, live, number), with_kwargs=True)
             layer.register_forward_hook(lambda *_: live.leave(), always_call=True)
         with live:
             run(model, live, *batch, dtype=dtype)
         live.move(KEPT, WORKSPACE, sum(t.untyped_storage().nbytes() for t in DEQUANTISED._held.values()))
     return {tag: live.at_peak.get(tag, 0) for tag in TAGS}, live.host
+
+
+def _begin(live: Live, number: int, _: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    live.enter(number, given[0] if given else named["hidden_states"])
 
 
 def run(model: Model, live: Live, ids: Tensor, positions: Tensor, mask: Any, *, dtype: torch.dtype) -> None:

@@ -354,7 +354,7 @@ class LoraAdapter:
 
 
 def _rounded(values: Floats, dtype: str) -> Bytes:
-    return narrow(values, dtype, np.empty(values.size, dtype=np.uint32))
+    return narrow(values, dtype, np.empty(values.size, dtype=np.uint32)).copy()
 
 
 def _check_settings(directory: Path, settings: dict[str, Any]) -> None:

@@ -168,7 +168,8 @@ def widen(raw: Bytes, dtype: str, out: Floats) -> Floats:
 def narrow(values: Floats, dtype: str, out: npt.NDArray[np.uint32]) -> Bytes:
     """fp32 [count] rounded to the nearest, of two to the even one, as stored; overwrites `out` [count].
 
-    Beyond float16 it becomes Inf. No value may be NaN.
+    The result lies in `out`, or for bfloat16 in a buffer that this thread's next call overwrites. Beyond float16 it becomes
+    Inf. No value may be NaN.
     """
     if dtype == "F32":
         np.copyto(out.view(np.float32), values)
@@ -187,16 +188,19 @@ def narrow(values: Floats, dtype: str, out: npt.NDArray[np.uint32]) -> Bytes:
 
 
 def upper_halves(bits: npt.NDArray[np.uint32]) -> Bytes:
-    """The upper 16 bits of each number; overwrites `bits`."""
+    """The upper 16 bits of each number, in a buffer that this thread's next call overwrites, as it does `bits`."""
+    halves = _buffer(2 * bits.size, "halves")
     np.right_shift(bits, 16, out=bits)
-    return bits.astype(np.uint16).view(np.uint8)
+    np.copyto(halves.view(np.uint16), bits, casting="unsafe")
+    return halves
 
 
-def _buffer(size: int) -> Bytes:
-    """`size` bytes of memory that belongs to this thread and is overwritten by its next call."""
-    held: Bytes | None = getattr(_buffers, "raw", None)
+def _buffer(size: int, name: str = "read") -> Bytes:
+    """`size` bytes of memory that belongs to this thread and is overwritten by its next call with that name."""
+    held: Bytes | None = getattr(_buffers, name, None)
     if held is None or held.size < size:
-        held = _buffers.raw = np.empty(size, dtype=np.uint8)
+        held = np.empty(size, dtype=np.uint8)
+        setattr(_buffers, name, held)
     return held[:size]
 
 
