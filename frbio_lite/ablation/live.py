@@ -66,7 +66,8 @@ class Live:
             self.drop()
             self._merged = self._load(nf4=False)
             if self.device.type == "cpu":
-                for parameter in self._merged.parameters():  # all are written below; in a mapped file each page is copied first
+                # all are written below, and in a mapped file each page would be copied first
+                for parameter in self._merged.parameters():
                     parameter.data = torch.empty_like(parameter)
         merger.survey(every_gram=True)
         write_into(self._merged, merger, ratio, rounding, label)
