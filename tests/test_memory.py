@@ -281,6 +281,16 @@ def test_offloading_leaves_inputs_of_layers_to_the_host() -> None:
     assert kept["offload"] < 4 * layer_input < 9 * layer_input <= kept[True] < kept[False]
 
 
+def test_what_is_offloaded_does_not_grow_with_the_layers() -> None:
+    """The inputs of all layers are never on the card together, not even while the forward pass runs."""
+    how = settings(method="full", activation_checkpointing="offload")
+    found = [
+        trace.trace(configuration("qwen3", layers=n, vocab_size=300), how, torch.float32, 80, 8, LENGTH)[0]
+        for n in (6, 60)
+    ]
+    assert sum(found[0].values()) == sum(found[1].values())
+
+
 def test_kernels_keep_less() -> None:
     config = configuration("qwen3", layers=6, hidden_size=64, intermediate_size=256)
     how = settings(method="lora")

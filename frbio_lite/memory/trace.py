@@ -58,7 +58,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._repeats = repeats
         self._known = {t.untyped_storage()._cdata for t in known}
         self._held: dict[int, tuple[str, int, int]] = {}  # tag, layer and bytes by storage
-        self._passed: int | None = None  # the storage that the layer in the middle gave to the last
+        self._passed = 0  # the storage that the layer in the middle gave to the last
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
@@ -80,15 +80,15 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.tag == WORKSPACE:
             self.recomputing = True
             return
-        passed = given.untyped_storage()._cdata if given is not None else None
+        passed = given.untyped_storage()._cdata if given is not None else 0
         for key, (tag, where, size) in self._held.items():
             if where == self.layer and tag in (LAYER, CASTS):
                 repeats = self._repeats if where == MIDDLE and key != passed else 1
                 self._keep(key, KEPT if tag == LAYER else tag, size * repeats)
-        if layer == AFTER and self._passed in self._held:
-            tag, _, size = self._held[self._passed]
+        tag, where, size = self._held.get(self._passed, (HOST, -1, 0))
+        if layer == AFTER and where == MIDDLE:  # else it is freed, and its place may be another's
             self._keep(self._passed, tag, size * self._repeats)
-        self._passed = passed if self.layer == MIDDLE else None
+        self._passed = passed if self.layer == MIDDLE else 0
         self.tag, self.layer = LAYER, layer
 
     def _keep(self, key: int, tag: str, size: int) -> None:
