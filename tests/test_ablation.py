@@ -764,7 +764,7 @@ def frbio(world: dict[str, Any], *arguments: object) -> Any:
 
 
 def test_the_command_passes_all_its_options(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from frbio_lite import pipeline
+    from frbio_lite import standalone
 
     given: dict[str, Any] = {}
 
@@ -772,7 +772,7 @@ def test_the_command_passes_all_its_options(world: dict[str, Any], monkeypatch: 
         given.update(named, positional=positional)
         return {}
 
-    monkeypatch.setattr(pipeline, "ablate", record)
+    monkeypatch.setattr(standalone, "ablate", record)
     adapter, corpus = world["adapted"][0], world["corpus"]
     frbio(
         world, "--adapter", adapter, "--corpus", corpus, "--nf4", "--adapter-base", "auto", "--choose", "max-general",
