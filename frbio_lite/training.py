@@ -118,11 +118,7 @@ def train(
                     f"the loss is {final_loss} at step {step + 1}: lower train.optimizer.learning_rate, or set "
                     "train.precision: fp32"
                 )
-            try:
-                norm = update(model, optimizer, scaler, settings.optimizer.max_grad_norm, release)
-            except Exception as error:
-                give_up(model, error, device, stepped=True)
-                raise
+            norm = update(model, optimizer, scaler, settings.optimizer.max_grad_norm, release)
             tokens = len(windows) * data.sequence_length
             speed = tokens / (time.monotonic() - began)
             line = {
@@ -142,6 +138,8 @@ def train(
                 raise KeyboardInterrupt
     save_weights(model, base, settings, directory)
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    if why := getattr(optimizer, "plain", None):
+        kernels["plain"] = {**kernels["plain"], "adamw4bit": why}
     return {
         "steps": steps,
         "resumed_at_step": done,

@@ -15,6 +15,7 @@ from triton.runtime.jit import KernelInterface
 
 from frbio_lite import fuse, training
 from frbio_lite.errors import RequestError
+from frbio_lite.optim import adamw4bit
 from frbio_lite.packing import PackedTokens
 from frbio_lite.recipe import Packing, Train
 
@@ -103,12 +104,30 @@ def test_kernels_that_never_fail_are_in_the_figures(make_base: Make, make_packed
     assert figures["kernels"]["plain"] == {} and figures["kernels"]["swapped"]["swiglu"] == 2
 
 
+@pytest.mark.parametrize("release", [False, True])
+@pytest.mark.parametrize(("kernel", "launch"), [("adamw32bit", 2), ("adamw4bit", 1)])
+def test_the_optimizer_goes_on_in_plain_torch(
+    kernel: str, launch: int, release: bool, fail: Any, make_base: Make, make_packed: Make, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also in the midst of a step: each parameter is stepped once."""
+    told: list[str] = []
+    monkeypatch.setattr(adamw4bit, "say", told.append)
+    base, packed = make_base(), make_packed(documents=20, sequence_length=32)
+    changes = {"optimizer": {"name": "adamw4bit", "learning_rate": 1e-3}, "gradient_release": release}
+    changes |= {"micro_batch_size": 2} if release else {}
+    run(base, packed, tmp_path / "plain", settings(**changes, kernels="off"))
+    fail(kernel, 2, launch)
+    figures = run(base, packed, tmp_path / "out", settings(**changes))
+    assert figures["kernels"]["plain"] == {"adamw4bit": figures["kernels"]["plain"]["adamw4bit"]}
+    assert figures["kernels"]["plain"]["adamw4bit"].startswith("OutOfResources: out of resource: shared memory")
+    assert figures["kernels"]["swapped"]["swiglu"] == 2  # the model keeps its own
+    assert_same_steps(tmp_path / "out", tmp_path / "plain")
+    assert len(told) == 1 and told[0].endswith("stepping in plain torch")
+
+
 @pytest.mark.parametrize(
-    ("kernel", "launch", "changes"),
-    [
-        ("rms_norm_backward", 3, {"gradient_release": True, "micro_batch_size": 2}),
-        ("adamw32bit", 2, {"optimizer": {"name": "adamw4bit", "learning_rate": 1e-3}}),
-    ],
+    ("kernel", "launch", "changes"), [("rms_norm_backward", 3, {"gradient_release": True, "micro_batch_size": 2})]
 )
 def test_a_step_that_has_changed_weights_is_not_done_again(
     kernel: str, launch: int, changes: dict[str, Any], fail: Any, said: list[str], make_base: Make, make_packed: Make,

@@ -19,6 +19,7 @@ from torch import Tensor
 from frbio_lite.kernels.launch import usable
 from frbio_lite.optim.adamw4bit import reference
 from frbio_lite.optim.adamw4bit.reference import BLOCK, HALF, Moments, Scalars
+from frbio_lite.progress import say
 
 SMALL = 4096  # elements; tensors up to this size keep fp32 states
 DTYPES = (torch.float32, torch.bfloat16)
@@ -44,6 +45,7 @@ class AdamW4bit(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         self.seed = seed
+        self.plain: str | None = None  # why the kernel was given up, if it was
         self._numbers: dict[Tensor, int] = {}  # by parameter, in order: names its stream of random numbers
         super().__init__(
             parameters,
@@ -90,12 +92,26 @@ class AdamW4bit(torch.optim.Optimizer):
         scalars = _scalars(group, state["step"], self.seed, self._numbers[parameter])
         if "exp_avg_scale" in state:
             moments = Moments(state["exp_avg"], state["exp_avg_scale"], state["exp_avg_sq"], state["exp_avg_sq_scale"])
-            _arithmetic(weight).update(*flat, moments, scalars)
+            self._compute("update", weight, *flat, moments, scalars)
         else:
             moments32 = state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)
-            _arithmetic(weight).update_unquantised(*flat, *moments32, scalars)
+            self._compute("update_unquantised", weight, *flat, *moments32, scalars)
         if weight.data_ptr() != parameter.data_ptr():
             parameter.copy_(weight)
+
+    def _compute(self, update: str, weight: Tensor, *given: Any) -> None:
+        """By the kernel, or by the reference: where kernels do not run, and once a launch has failed, which changed nothing."""
+        arithmetic = reference if self.plain else _arithmetic(weight)
+        try:
+            getattr(arithmetic, update)(*given)
+        except (ValueError, torch.OutOfMemoryError):  # no fault of the kernel
+            raise
+        except Exception as error:  # the compiler, the driver, triton: each has errors of its own
+            if arithmetic is reference:
+                raise
+            self.plain = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            say(f"train: warning: the kernel of adamw4bit does not run here ({self.plain}); stepping in plain torch")
+            getattr(reference, update)(*given)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but states keep their dtypes, which torch would convert to the parameter's."""
